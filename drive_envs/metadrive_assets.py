@@ -22,12 +22,13 @@ from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 
 import cv2
+import einops
 import numpy as np
 from jaxtyping import UInt8, UInt16
 
 logger = logging.getLogger(__name__)
 
-Image = UInt8[np.ndarray, "height width"] | UInt8[np.ndarray, "height width 3"]
+Image = UInt8[np.ndarray, "height width 3"] | UInt16[np.ndarray, "height width"]
 
 WHEEL_SHA256 = "04f10b014043a56ffa7780eb82239a65c1cec55887cb98010c86fbf98c0460bc"
 WHEEL_ROOT = PurePosixPath("metadrive/assets")
@@ -78,7 +79,7 @@ def flat(blue: int, green: int, red: int) -> UInt8[np.ndarray, "64 64 3"]:
     return np.full((64, 64, 3), (blue, green, red), np.uint8)
 
 
-def asphalt(size: int = 1024, mean: float = 92.0) -> UInt8[np.ndarray, "size size"]:
+def asphalt(size: int = 1024, mean: float = 92.0) -> UInt8[np.ndarray, "size size 3"]:
     """Return grey noise that repeats without a seam: stains over patches over single stones.
 
     The spectrum is shaped in the Fourier domain, hence periodic. The standard deviations are in
@@ -91,7 +92,8 @@ def asphalt(size: int = 1024, mean: float = 92.0) -> UInt8[np.ndarray, "size siz
         blur = np.exp(-0.5 * (np.pi * length * frequency) ** 2)
         octave = np.fft.irfft2(white * blur, (size, size))
         grey += deviation * octave / octave.std()
-    return grey.clip(20, 200).round().astype(np.uint8)
+    grey = grey.clip(20, 200).round().astype(np.uint8)
+    return einops.repeat(grey, "height width -> height width color", color=3)
 
 
 def flat_terrain(size: int = 2048) -> UInt16[np.ndarray, "size size"]:
@@ -190,8 +192,8 @@ def copy_from(wheel: Path, folder: Path) -> None:
                 shutil.copyfileobj(packed, file)
 
 
-def write_png(path: Path, image: Image | UInt16[np.ndarray, "height width"]) -> None:
-    """Write a grey or blue-green-red image."""
+def write_png(path: Path, image: Image) -> None:
+    """Write a blue-green-red image or a height field."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _, encoded = cv2.imencode(".png", image)
     path.write_bytes(encoded.tobytes())
