@@ -1,0 +1,71 @@
+"""One camera frame as bytes: colour in JPEG or WebP, depth in a lossless PNG of centimetres.
+
+It does not know which segment a frame belongs to; `segments` adds that to the errors.
+"""
+
+import cv2
+import numpy as np
+
+UNKNOWN, SKY = 0, 65535  # depth codes; everything between is centimetres
+JPEG_QUALITY = 92
+
+
+class FrameError(ValueError):
+    """An encoded frame is damaged or of the wrong size."""
+
+
+def encode_image(image: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
+    """Turn uint8 (3, H, W) RGB into JPEG bytes."""
+    bgr = np.ascontiguousarray(image.transpose(1, 2, 0)[..., ::-1])
+    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    assert done
+    return encoded.tobytes()
+
+
+def decode_image(encoded: bytes, width: int, height: int) -> np.ndarray:
+    """Turn JPEG or WebP bytes into uint8 (3, H, W) RGB; FrameError when damaged or mis-sized."""
+    bgr = _decode(encoded, cv2.IMREAD_COLOR, width, height)
+    return np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))
+
+
+def encode_depth(depth: np.ndarray) -> bytes:
+    """Turn float (H, W) metres (NaN unknown, inf sky) into PNG bytes; more than 655 m is sky."""
+    centimetres = np.nan_to_num(depth * 100.0, nan=UNKNOWN, posinf=SKY).round()
+    code = np.where(np.isnan(depth), UNKNOWN, np.clip(centimetres, 1, SKY)).astype(np.uint16)
+    done, encoded = cv2.imencode(".png", code, [cv2.IMWRITE_PNG_COMPRESSION, 6])
+    assert done
+    return encoded.tobytes()
+
+
+def decode_depth(encoded: bytes, width: int, height: int) -> np.ndarray:
+    """Turn PNG bytes into float32 (H, W) metres; FrameError when damaged or of another kind."""
+    code = _decode(encoded, cv2.IMREAD_UNCHANGED, width, height)
+    if code.dtype != np.uint16 or code.ndim != 2:
+        raise FrameError("is not one channel of 16 bits")
+    depth = code.astype(np.float32) / 100.0
+    depth[code == UNKNOWN] = np.nan
+    depth[code == SKY] = np.inf
+    return depth
+
+
+def _decode(encoded: bytes, flags: int, width: int, height: int) -> np.ndarray:
+    # OpenCV fills the rest of a truncated file with grey and says nothing: look at the ends first.
+    pixels = None
+    if _is_whole(encoded):
+        pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
+    if pixels is None:
+        raise FrameError(f"is damaged ({len(encoded)} bytes)")
+    if pixels.shape[:2] != (height, width):
+        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+        raise FrameError(f"is {size} pixels; its camera says {width} x {height}")
+    return pixels
+
+
+def _is_whole(encoded: bytes) -> bool:
+    """Tell whether the bytes begin and end as a JPEG, PNG or WebP file does."""
+    if encoded[:2] == b"\xff\xd8":
+        return encoded[-2:] == b"\xff\xd9"
+    if encoded[:8] == b"\x89PNG\r\n\x1a\n":
+        return encoded[-8:-4] == b"IEND"
+    is_riff = encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP"
+    return is_riff and int.from_bytes(encoded[4:8], "little") + 8 <= len(encoded)

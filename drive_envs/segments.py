@@ -1,0 +1,263 @@
+"""Recorded drives on disk: one Parquet row is a frame, one row group is a segment.
+
+Columns: `segment`, `split`, `source`; `time` s; `position` (x, y, z) m and `quaternion`
+(x, y, z, w) of world_from_ego; `velocity` (x, y, z) m/s in the world frame; `desire` (0 none,
+1 lane change left, 2 right, on the one frame where it begins); `valid`; and for each camera
+`image_<camera>` (JPEG or WebP) and `depth_<camera>` (PNG, uint16 centimetres of planar z,
+0 unknown, 65535 sky; may be null). The file's metadata holds the schema version, the cameras, the
+units and where the file came from. Writers are atomic, and pages carry checksums.
+"""
+
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from drive_envs.camera import Camera
+from drive_envs.segment import ROW_SHAPES, SPLITS, Segment, SegmentError
+
+SCHEMA_VERSION = 1
+UNITS = {
+    "time": "s",
+    "position": "m",
+    "velocity": "m/s",
+    "depth": "cm, planar z; 0 unknown, 65535 sky",
+}
+
+logger = logging.getLogger(__name__)
+
+
+def sample_path() -> Path:
+    """Return where the recorded sample that ships with the package lies."""
+    return Path(str(resources.files("drive_envs"))) / "data" / "sample.parquet"
+
+
+def write_segments(path: Path, segments: Iterable[Segment], *, source: str = "") -> int:
+    """Write segments as they come, all or nothing, and return how many there were.
+
+    The file appears under its name only when it is complete and on the disk. `source` tells in
+    words where the file comes from. Raises SegmentError when the cameras of two segments differ,
+    or when there is no segment.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        count = _stream(partial, iter(segments), source)
+        if not count:
+            raise SegmentError(f"{path}: there is no segment to write")
+        with partial.open("rb") as file:
+            os.fsync(file.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+    return count
+
+
+def _stream(path: Path, segments: Iterator[Segment], source: str) -> int:
+    """Write one row group a segment to `path` and return how many."""
+    first = next(segments, None)
+    if first is None:
+        return 0
+    schema = _schema(first.cameras, source)
+    bulk = [name for name in schema.names if name.startswith(("image_", "depth_"))]
+    options: dict[str, Any] = {
+        "compression": {name: "none" if name in bulk else "zstd" for name in schema.names},
+        "use_dictionary": ["segment", "split", "source"],
+        "write_statistics": False,
+        "write_page_checksum": True,
+    }
+    with pq.ParquetWriter(path, schema, **options) as writer:
+        count, segment = 0, first
+        while segment is not None:
+            if segment.cameras != first.cameras:
+                raise segment.error(f"its cameras differ from those of segment '{first.name}'")
+            writer.write_table(_table(segment, schema), row_group_size=len(segment))
+            count, segment = count + 1, next(segments, None)
+    return count
+
+
+def _schema(cameras: dict[str, Camera], source: str) -> pa.Schema:
+    fields: list[tuple[str, pa.DataType]] = [
+        ("segment", pa.string()),
+        ("split", pa.string()),
+        ("source", pa.string()),
+        ("time", pa.float64()),
+        ("position", pa.list_(pa.float64(), 3)),
+        ("quaternion", pa.list_(pa.float64(), 4)),
+        ("velocity", pa.list_(pa.float64(), 3)),
+        ("desire", pa.int8()),
+        ("valid", pa.bool_()),
+    ]
+    fields += [
+        (f"{kind}_{camera}", pa.binary()) for camera in cameras for kind in ("image", "depth")
+    ]
+    metadata = {
+        "schema_version": str(SCHEMA_VERSION),
+        "cameras": json.dumps({name: asdict(camera) for name, camera in cameras.items()}),
+        "units": json.dumps(UNITS),
+        "source": source,
+    }
+    return pa.schema(fields, metadata=metadata)
+
+
+def _table(segment: Segment, schema: pa.Schema) -> pa.Table:
+    columns: dict[str, object] = {
+        key: pa.array([value] * len(segment))
+        for key, value in (
+            ("segment", segment.name),
+            ("split", segment.split),
+            ("source", segment.source),
+        )
+    }
+    for column, tail in ROW_SHAPES.items():
+        values = pa.array(getattr(segment, column).reshape(-1)).cast(_scalar(schema, column))
+        columns[column] = pa.FixedSizeListArray.from_arrays(values, tail[0]) if tail else values
+    for camera in segment.cameras:
+        columns[f"image_{camera}"] = pa.array(segment.images[camera], pa.binary())
+        columns[f"depth_{camera}"] = pa.array(segment.depths[camera], pa.binary())
+    return pa.table([columns[name] for name in schema.names], schema=schema)
+
+
+def _scalar(schema: pa.Schema, column: str) -> pa.DataType:
+    kind = schema.field(column).type
+    return kind.value_type if pa.types.is_fixed_size_list(kind) else kind
+
+
+class SegmentFile:
+    """One Parquet file of segments; reads a segment at a time, and says exactly what is wrong."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            metadata = self._file.schema_arrow.metadata or {}
+            version = metadata.get(b"schema_version", b"none").decode()
+            cameras = json.loads(metadata.get(b"cameras", b"{}"))
+            self.cameras = {name: Camera(**fields) for name, fields in cameras.items()}
+        except (OSError, pa.ArrowException, ValueError, TypeError) as error:
+            raise SegmentError(
+                f"{path}: not a readable Parquet file of segments ({error})"
+            ) from error
+        if version != str(SCHEMA_VERSION):
+            raise SegmentError(f"{path}: schema version {version}; this reads {SCHEMA_VERSION}")
+        needed = ["segment", "split", "source", *ROW_SHAPES, *(f"image_{c}" for c in self.cameras)]
+        if missing := [name for name in needed if name not in self._file.schema_arrow.names]:
+            raise SegmentError(f"{path}: columns {', '.join(missing)} are missing")
+
+    def __len__(self) -> int:
+        return self._file.num_row_groups
+
+    def split(self, group: int) -> str:
+        """Read only to which split a row group belongs."""
+        return self._columns(group, ["split"])["split"][0].as_py()
+
+    def read(self, group: int) -> Segment:
+        """Read the segment in a row group; SegmentError when any of its pages is damaged."""
+        names = self._file.schema_arrow.names
+        table = self._columns(group, names)
+        rows = {column: _rows(table[column], tail) for column, tail in ROW_SHAPES.items()}
+        no_depth: list[bytes | None] = [None] * table.num_rows
+        return Segment(
+            name=table["segment"][0].as_py(),
+            split=table["split"][0].as_py(),
+            source=table["source"][0].as_py(),
+            cameras=self.cameras,
+            images={camera: table[f"image_{camera}"].to_pylist() for camera in self.cameras},
+            depths={
+                camera: table[column].to_pylist() if column in names else no_depth
+                for camera in self.cameras
+                for column in [f"depth_{camera}"]
+            },
+            file=self.path,
+            **rows,
+        )
+
+    def _columns(self, group: int, columns: list[str]) -> pa.Table:
+        try:
+            table = self._file.read_row_group(group, columns=columns)
+        except (OSError, pa.ArrowException) as error:
+            start = sum(self._file.metadata.row_group(i).num_rows for i in range(group))
+            where = f"{self.path}: segment number {group}, from row {start}"
+            raise SegmentError(f"{where}: damaged row group ({error})") from error
+        if not table.num_rows:
+            raise SegmentError(f"{self.path}: segment number {group} has no rows")
+        return table
+
+
+def _rows(column: pa.ChunkedArray, tail: tuple[int, ...]) -> np.ndarray:
+    array = column.combine_chunks()
+    if tail:
+        return array.flatten().to_numpy(zero_copy_only=False).reshape(-1, *tail)
+    return array.to_numpy(zero_copy_only=False)
+
+
+class SegmentDataset:
+    """The readable segments of some files; indexing reads one from disk.
+
+    `skipped` counts what was left out, as "cause: file name"; each was also logged as a warning.
+    """
+
+    def __init__(self, files: Iterable[Path], split: str | None) -> None:
+        self.skipped: Counter[str] = Counter()
+        self._where: list[tuple[SegmentFile, int]] = []
+        for path in files:
+            try:
+                file = SegmentFile(path)
+            except SegmentError as error:
+                self._skip("damaged file", path, error)
+                continue
+            for group in range(len(file)):
+                try:
+                    # Reading all of it now finds damage before a training run trips over it.
+                    segment = file.read(group)
+                except SegmentError as error:
+                    self._skip("damaged segment", path, error)
+                    continue
+                if split in (None, segment.split):
+                    self._where.append((file, group))
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __getitem__(self, index: int) -> Segment:
+        file, group = self._where[index]
+        return file.read(group)
+
+    def _skip(self, cause: str, path: Path, error: SegmentError) -> None:
+        logger.warning("skipped: %s", error)
+        self.skipped[f"{cause}: {path.name}"] += 1
+
+
+def open_dataset(path: Path, split: str | None = None) -> SegmentDataset:
+    """Open a Parquet file, or every one in a folder, keeping the segments of one split (or all).
+
+    Damaged files and segments are skipped, counted and logged. SegmentError when the path does not
+    exist, or when nothing is left to read.
+    """
+    if split is not None and split not in SPLITS:
+        raise SegmentError(f"split is '{split}'; it must be one of {', '.join(SPLITS)}")
+    if not path.exists():
+        raise SegmentError(f"{path}: no such file or folder; make recordings with `drive record`")
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    if not files:
+        raise SegmentError(f"{path}: the folder holds no .parquet file")
+    dataset = SegmentDataset(files, split)
+    if not len(dataset):
+        of_split = f" of split '{split}'" if split else ""
+        causes = ", ".join(f"{count} x {cause}" for cause, count in dataset.skipped.items())
+        raise SegmentError(f"{path}: no segment{of_split} to read (skipped: {causes or 'none'})")
+    return dataset
