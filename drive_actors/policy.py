@@ -1,0 +1,245 @@
+"""The driver: two cameras and 2 s of history to a plan, an action and a value (paper, section 4).
+
+One frame becomes one token: both images through the encoders, concatenated to D features of unit
+power, behind the bottleneck's noise, plus what the car knows of itself: speed, desire, last
+action. A small causal transformer reads the last `context` tokens, the heads its last output.
+Tokens do not depend on each other, so an actor keeps them and encodes each image once.
+
+It does not know about environments, rollouts or losses. Without noise it is deterministic.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from drive_actors.action import bounded_log_std, normalized_from_command
+from drive_actors.bottleneck import noise_std, unit_power
+from drive_actors.encoder import STRIDE, Encoder
+from drive_envs.plan import NUM_POINTS, NUM_VALUES, POSITION, SCALE, TIMES, VELOCITY, Hypotheses
+from drive_envs.protocol import NUM_CONTEXT
+
+CAMERAS = ("narrow", "wide")
+NUM_FRAMES = NUM_CONTEXT + 1  # tokens in a history: 9 past and the current one
+SPEED_UNIT = 10.0  # m/s
+NUM_STATE = 1 + 3 + 2  # speed, desire, last action
+
+Observation = Mapping[str, Tensor]
+Tokens = Float[Tensor, "batch dim"]
+History = Float[Tensor, "batch 10 dim"]
+Normalized = Float[Tensor, "batch 2"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PolicyConfig:
+    """Sizes of the network, and what it is allowed to see.
+
+    width, height: of both images, multiples of 16. bottleneck_bits: capacity of the features a
+    frame, None for no noise. context: how many of the last 10 frames are read, 1 for no history.
+    use_last_action: False hides the last command.
+    """
+
+    width: int = 128
+    height: int = 64
+    channels: tuple[int, int, int, int] = (16, 32, 48, 64)
+    num_features: int = 512
+    bottleneck_bits: float | None = 700.0
+    model_dim: int = 128
+    num_layers: int = 2
+    num_heads: int = 4
+    context: int = NUM_FRAMES
+    num_hypotheses: int = 5
+    use_last_action: bool = True
+
+    def __post_init__(self) -> None:
+        if self.width % STRIDE or self.height % STRIDE or min(self.width, self.height) < STRIDE:
+            raise ValueError(
+                f"width and height must be multiples of {STRIDE}, got {self.width} x {self.height}"
+            )
+        if self.model_dim % self.num_heads:
+            raise ValueError(
+                f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}"
+            )
+        if not 1 <= self.context <= NUM_FRAMES:
+            raise ValueError(f"context must be 1 to {NUM_FRAMES} frames, got {self.context}")
+        if self.bottleneck_bits is not None and self.bottleneck_bits <= 0:
+            raise ValueError(
+                f"bottleneck_bits must be positive, or null for none, got {self.bottleneck_bits}"
+            )
+
+
+class PolicyOutput(NamedTuple):
+    """What the heads say, in the units of `drive_envs.plan` and `drive_actors.action`."""
+
+    plan: Hypotheses
+    action_mean: Float[Tensor, "*batch 2"]
+    action_log_std: Float[Tensor, "*batch 2"]
+    value: Float[Tensor, "*batch"]
+
+
+class Block(nn.Module):
+    """A pre-norm transformer layer; `only_last` computes it for the last token alone."""
+
+    def __init__(self, dim: int, num_heads: int, *, only_last: bool) -> None:
+        super().__init__()
+        self.num_heads, self.only_last = num_heads, only_last
+        self.norm_attention, self.norm_mlp = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.query, self.key_value = nn.Linear(dim, dim), nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim))
+
+    def forward(self, x: Float[Tensor, "batch frame dim"]) -> Float[Tensor, "batch read dim"]:
+        normed = self.norm_attention(x)
+        if self.only_last:
+            x, asking = x[:, -1:], normed[:, -1:]
+        else:
+            asking = normed
+        heads = "batch frame (head dim) -> batch head frame dim"
+        query = rearrange(self.query(asking), heads, head=self.num_heads)
+        key, value = (
+            rearrange(part, heads, head=self.num_heads)
+            for part in self.key_value(normed).chunk(2, dim=-1)
+        )
+        read = scaled_dot_product_attention(query, key, value, is_causal=not self.only_last)
+        x = x + self.out(rearrange(read, "batch head frame dim -> batch frame (head dim)"))
+        return x + self.mlp(self.norm_mlp(x))
+
+
+class Policy(nn.Module):
+    """Tokens, then a history of them to an output; `unroll` is both over a whole rollout."""
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim, bits = config.model_dim, config.bottleneck_bits
+        encoders = {
+            camera: Encoder(config.width, config.height, config.channels) for camera in CAMERAS
+        }
+        num_outputs = sum(encoder.num_outputs for encoder in encoders.values())
+        self.encoders = nn.ModuleDict(encoders)
+        self.features_from_images = nn.Linear(num_outputs, config.num_features)
+        self.noise_std = 0.0 if bits is None else noise_std(bits, config.num_features)
+        self.token_from_features = nn.Linear(config.num_features, dim)
+        self.token_from_state = nn.Linear(NUM_STATE, dim)
+        self.time_embedding = nn.Parameter(0.02 * torch.randn(NUM_FRAMES, dim))
+        self.blocks = nn.Sequential(
+            *(
+                Block(dim, config.num_heads, only_last=layer == config.num_layers - 1)
+                for layer in range(config.num_layers)
+            )
+        )
+        self.norm = nn.LayerNorm(dim)
+        num_plan = config.num_hypotheses * (2 * NUM_POINTS * NUM_VALUES + 1)
+        self.plan_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, num_plan))
+        self.action_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 4))
+        self.value_head = nn.Sequential(nn.Linear(dim, dim), nn.GELU(), nn.Linear(dim, 1))
+        self.register_buffer("straight", plan_of_unit_speed(), persistent=False)
+
+    def features(self, observation: Observation) -> Float[Tensor, "batch features"]:
+        """Encode both images into unit-power features, before any noise."""
+        outputs = [self.encoders[camera](observation[camera]) for camera in CAMERAS]
+        return unit_power(self.features_from_images(torch.cat(outputs, dim=-1)))
+
+    def tokens(
+        self, observation: Observation, noise: Float[Tensor, "batch features"] | None
+    ) -> Tokens:
+        """Turn N frames into N tokens; `noise` is unit noise, or None for a noiseless channel.
+
+        observation: `narrow`, `wide` uint8 (N, 3, H, W); `speed` (N, 1) m/s; `desire` (N, 3);
+        `last_action` (N, 2), the command as sent.
+        """
+        features = self.features(observation)
+        if noise is not None:
+            features = features + self.noise_std * noise
+        last_action = normalized_from_command(observation["last_action"], observation["speed"])
+        state = torch.cat(
+            [
+                observation["speed"] / SPEED_UNIT,
+                observation["desire"],
+                last_action * self.config.use_last_action,
+            ],
+            dim=-1,
+        )
+        return self.token_from_features(features) + self.token_from_state(state)
+
+    def forward(self, history: History, speed: Float[Tensor, "batch 1"]) -> PolicyOutput:
+        """Read 10 tokens, oldest first, and the current speed in m/s."""
+        last = self.last(history)
+        return PolicyOutput(
+            self.plan(last, speed), *self.action(last), self.value_head(last).float().squeeze(-1)
+        )
+
+    def act(self, history: History) -> tuple[Normalized, Normalized]:
+        """Return the action's mean and log deviation alone: all that an actor needs."""
+        return self.action(self.last(history))
+
+    def last(self, history: History) -> Tokens:
+        """Run the transformer and keep what it says of the current frame."""
+        read = (history + self.time_embedding)[:, -self.config.context :]
+        return self.norm(self.blocks(read)[:, -1])
+
+    def action(self, last: Tokens) -> tuple[Normalized, Normalized]:
+        """Read the action head: mean and log deviation of u (`drive_actors.action`)."""
+        mean, raw_std = self.action_head(last).float().chunk(2, dim=-1)
+        return mean, bounded_log_std(raw_std)
+
+    def plan(self, last: Tokens, speed: Float[Tensor, "batch 1"]) -> Hypotheses:
+        """Read the plan head; means are departures from driving straight on at this speed."""
+        num = self.config.num_hypotheses
+        sizes = [num * 2 * NUM_POINTS * NUM_VALUES, num]
+        values, logit = self.plan_head(last).float().split(sizes, dim=-1)
+        mean, log_scale = rearrange(
+            values, "n (part k t d) -> part n k t d", part=2, k=num, t=NUM_POINTS
+        )
+        straight = speed[:, :, None, None] * self.get_buffer("straight")
+        return Hypotheses(mean=mean + straight, log_scale=log_scale, logit=logit)
+
+    def unroll(
+        self,
+        observation: Observation,
+        noise: Float[Tensor, "frame batch features"] | None,
+        needed: Bool[Tensor, "frame batch"] | None = None,
+    ) -> PolicyOutput:
+        """Run over a rollout of (9 + T) frames as the actor did, with leading (T, batch).
+
+        Every image is encoded once. Where `needed` (`Rollout.needed_frames`) is False a frame is
+        not encoded at all; outputs that depend on it are finite and mean nothing.
+        """
+        num_frames, batch = observation["speed"].shape[:2]
+        flat = {key: value.flatten(0, 1) for key, value in observation.items()}
+        flat_noise = None if noise is None else noise.flatten(0, 1)
+        if needed is None:
+            tokens = self.tokens(flat, flat_noise)
+        else:
+            rows = needed.flatten().nonzero().squeeze(-1)
+            some = self.tokens(
+                {key: value[rows] for key, value in flat.items()},
+                None if flat_noise is None else flat_noise[rows],
+            )
+            tokens = some.new_zeros(num_frames * batch, some.shape[-1]).index_copy(0, rows, some)
+        windows = tokens.unflatten(0, (num_frames, batch)).unfold(0, NUM_FRAMES, 1)
+        output = self(
+            rearrange(windows, "t b d c -> (t b) c d"),
+            observation["speed"][NUM_CONTEXT:].flatten(0, 1),
+        )
+        return unflatten(output, batch)
+
+
+def unflatten(output: PolicyOutput, batch: int) -> PolicyOutput:
+    """Split the leading (time * batch) of every tensor into (time, batch)."""
+    plan = Hypotheses(*(value.unflatten(0, (-1, batch)) for value in output.plan))
+    mean, log_std, value = (value.unflatten(0, (-1, batch)) for value in output[1:])
+    return PolicyOutput(plan, mean, log_std, value)
+
+
+def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
+    """Return the plan of a car that drives straight on at 1 m/s, in normalised units."""
+    plan = torch.zeros(NUM_POINTS, NUM_VALUES)
+    plan[:, POSITION.start] = TIMES
+    plan[:, VELOCITY.start] = 1
+    return plan / SCALE
