@@ -1,0 +1,223 @@
+"""`drive JOB [run.yaml] [dotted.key=value ...]`: the command line.
+
+A job is a module of this package with a frozen run dataclass and `run(config, output) -> figures`.
+Nothing heavy is imported before a job is chosen, so that help is instant.
+
+Exit codes: 0; 2 for what the user can mend, said in one line; 1 with a traceback for our own
+mistakes; 130 after Ctrl-C. The user's are the ValueErrors that this code raises, which name the
+thing and the mend, and every OSError (no such file, disk full). A ValueError from inside a
+library was not foreseen, so it is ours. The log in the output directory has every traceback.
+"""
+
+import difflib
+import dis
+import importlib
+import json
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+RUNS = Path(__file__).parent / "runs"
+
+OURS = ("cluster", "drive_actors", "drive_envs", "drive_learner", "world_model")
+RAISE = dis.opmap["RAISE_VARARGS"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the jobs table. `runs` are the shipped YAMLs, the first is the default."""
+
+    module: str
+    schema: str
+    runs: tuple[str, ...]
+    summary: str
+    topics: tuple[str, ...] = ()
+
+
+JOBS = {
+    "demo": Job(
+        module="cluster.demo",
+        schema="DemoRun",
+        runs=("demo",),
+        summary="from the shipped sample to a trained, scored driver in a few minutes",
+    ),
+    "record": Job(
+        module="cluster.record",
+        schema="RecordRun",
+        runs=("record",),
+        summary="drive MetaDrive as a person would and write segments",
+    ),
+    "train-policy": Job(
+        module="cluster.train_policy",
+        schema="TrainPolicyRun",
+        runs=("reprojective",),
+        summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
+    ),
+    "evaluate-policy": Job(
+        module="cluster.evaluate_policy",
+        schema="EvaluatePolicyRun",
+        runs=("lane_centering",),
+        summary="score a policy in closed loop in MetaDrive",
+    ),
+    "bench": Job(
+        module="cluster.bench",
+        schema="BenchRun",
+        runs=("bench",),
+        summary="measure speed: reprojection, rollout or learner (all, if none is named)",
+        topics=("reprojection", "rollout", "learner"),
+    ),
+}
+
+USAGE = "usage: drive JOB [run.yaml] [dotted.key=value ...] [output=PATH] [--debug]"
+
+
+class CommandError(ValueError):
+    """A command line that cannot be understood."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command line, taken apart."""
+
+    job: str
+    topic: str | None
+    path: Path
+    overrides: tuple[str, ...]
+    output: Path | None
+
+    @property
+    def title(self) -> str:
+        """The name of the output directory, if it is not taken."""
+        # A run.yaml as resolved goes on in the directory where it was left.
+        stem = self.path.resolve().parent.name if self.path.name == "run.yaml" else self.path.stem
+        return f"{stem}-{self.topic}" if self.topic else stem
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    is_debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    try:
+        if (text := help_asked(words)) is not None:
+            sys.stdout.write(text)
+        else:
+            run(parse(words), words, is_debug)
+    except KeyboardInterrupt:
+        sys.stderr.write("drive: interrupted\n")
+        return 130
+    except (ValueError, OSError) as error:
+        if is_debug or not is_for_the_user(error):
+            raise
+        sys.stderr.write(f"drive: {sentence(error)}\n")
+        return 2
+    return 0
+
+
+def run(command: Command, words: Sequence[str], is_debug: bool) -> None:
+    """Resolve the run, do the job, leave the result in its directory and print the figures."""
+    from cluster.config import dump, load
+    from cluster.output import choose_directory, log_into, plain, words_to_stderr, write_result
+
+    job = JOBS[command.job]
+    with words_to_stderr():
+        module = importlib.import_module(job.module)
+        overrides = [f"topic={command.topic}"] if command.topic else []
+        config = load(getattr(module, job.schema), command.path, [*overrides, *command.overrides])
+        resolved = f"# drive {command.job}\n{dump(config)}"
+        directory = choose_directory(command.title, resolved, command.output)
+        with log_into(directory / "log.txt", is_debug):
+            logger.info("drive %s, into %s", command.job, directory)
+            started = time.monotonic()
+            figures = module.run(config, directory)
+            seconds = time.monotonic() - started
+            write_result(directory, command.job, words, figures, seconds)
+    sys.stdout.write(json.dumps(plain(figures)) + "\n")
+
+
+def parse(words: Sequence[str]) -> Command:
+    """Take a command line apart. Raises `CommandError`, which says what would be understood."""
+    name, *rest = words
+    if name not in JOBS:
+        raise CommandError(f"there is no job {name!r}{nearest(name, JOBS)}")
+    job = JOBS[name]
+    topic = rest.pop(0) if rest and rest[0] in job.topics else None
+    path = RUNS / f"{job.runs[0]}.yaml"
+    if rest and "=" not in rest[0] and rest[0].endswith((".yaml", ".yml")):
+        path = Path(rest.pop(0))
+    if wrong := next((word for word in rest if "=" not in word or word.startswith("-")), None):
+        topics = f"one of {', '.join(job.topics)}, then " if job.topics else ""
+        raise CommandError(
+            f"{wrong!r} is not understood after 'drive {name}': give {topics}at most one .yaml, "
+            f"then dotted.key=value{nearest(wrong, job.topics)}"
+        )
+    outputs = [word.partition("=")[2] for word in rest if word.startswith("output=")]
+    return Command(
+        job=name,
+        topic=topic,
+        path=path,
+        overrides=tuple(word for word in rest if not word.startswith("output=")),
+        output=Path(outputs[-1]) if outputs else None,
+    )
+
+
+def help_asked(words: Sequence[str]) -> str | None:
+    """Return the help text that the command line asks for, if it does."""
+    is_asked = not words or any(word in ("-h", "--help", "help") for word in words)
+    if not is_asked:
+        return None
+    if words and words[0] in JOBS:
+        from cluster.manual import manual
+
+        job = JOBS[words[0]]
+        shipped = [RUNS / f"{name}.yaml" for name in job.runs]
+        usage = USAGE.replace("JOB", " ".join([words[0], *(["[TOPIC]"] if job.topics else [])]))
+        return f"{usage}\n\n{manual(job.module, job.schema, shipped)}"
+    width = max(map(len, JOBS))
+    jobs = "\n".join(f"  {name:{width}}  {job.summary}" for name, job in JOBS.items())
+    return f"""{USAGE}
+
+{jobs}
+
+Each job has a shipped default run; `drive JOB --help` shows its keys and what they mean.
+Results go to runs/NAME/, the last line of stdout is one JSON object with the headline figures.
+"""
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Tell whether the error says what the user can mend, or is a mistake of ours."""
+    if isinstance(error, OSError):
+        return True
+    # Ray hands on a worker's error as the cause of its own, without its traceback.
+    if isinstance(getattr(error, "cause", None), ValueError):
+        return True
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None:
+        return False
+    # A function in C leaves no frame: its errors seem to come from the line that called it.
+    is_raised_here = trace.tb_frame.f_code.co_code[trace.tb_lasti] == RAISE
+    module = trace.tb_frame.f_globals.get("__name__", "")
+    return is_raised_here and module.partition(".")[0] in OURS
+
+
+def sentence(error: BaseException) -> str:
+    """Return the error as one line."""
+    error = getattr(error, "cause", None) or error
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def nearest(word: str, known: Sequence[str] | dict[str, Job]) -> str:
+    """Return a clause that names the nearest of the known words, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; there are {', '.join(known)}" if known else ""

@@ -1,0 +1,112 @@
+"""How far long work has come, on stderr: a bar in a terminal, a plain line now and then elsewhere.
+
+Elsewhere is a pipe, a log file, a CI job: there a bar would be thousands of lines, and silence
+would look like a hang. It does not know what the work is.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import contextmanager
+from datetime import timedelta
+from typing import TypeVar
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+logger = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+
+SECONDS_BETWEEN_LINES = 10.0
+
+CONSOLE = Console(stderr=True)
+
+
+class Meter:
+    """Counts work done and shows it. Made by `progress`."""
+
+    def __init__(
+        self, show: Callable[["Meter"], None], description: str, total: int | None
+    ) -> None:
+        self.description = description
+        self.total = total
+        self.done = 0
+        self.note = ""
+        self.started = time.monotonic()
+        self._show = show
+
+    def advance(self, num: int = 1, note: str | None = None) -> None:
+        """Count `num` more items as done; `note` is shown beside them until the next one."""
+        self.update(self.done + num, note)
+
+    def update(self, done: int, note: str | None = None) -> None:
+        """Say that `done` items are done in all."""
+        self.done = done
+        self.note = self.note if note is None else note
+        self._show(self)
+
+    def __str__(self) -> str:
+        seconds = time.monotonic() - self.started
+        rate = self.done / seconds if seconds > 0 else 0.0
+        parts = [f"{self.done}/{self.total}" if self.total else str(self.done)]
+        parts += [f"{rate:.3g}/s", f"{clock(seconds)} so far"]
+        if self.total and rate > 0 and self.done < self.total:
+            parts.append(f"{clock((self.total - self.done) / rate)} left")
+        return f"{self.description}: {', '.join([*parts, self.note] if self.note else parts)}"
+
+
+@contextmanager
+def progress(description: str, total: int | None = None) -> Iterator[Meter]:
+    """Show progress while the block runs; `total` is the number of items if it is known."""
+    if CONSOLE.is_terminal:
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=CONSOLE, transient=True) as bars:
+            task = bars.add_task(description, total=total, note="")
+
+            def show(meter: Meter) -> None:
+                bars.update(task, completed=meter.done, note=meter.note)
+
+            meter = Meter(show, description, total)
+            yield meter
+    else:
+        next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+
+        def log(meter: Meter) -> None:
+            nonlocal next_line
+            if time.monotonic() >= next_line:
+                next_line = time.monotonic() + SECONDS_BETWEEN_LINES
+                logger.info(str(meter))
+
+        meter = Meter(log, description, total)
+        yield meter
+    logger.info(str(meter))
+
+
+def track(items: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Yield the items and show how many are done."""
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    with progress(description, total) as meter:
+        for item in items:
+            yield item
+            meter.advance()
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,214 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import cluster
+from cluster.main import JOBS, Job, main
+
+DRIVE = [sys.executable, "-c", "import sys; from cluster.main import main; sys.exit(main())"]
+
+TINY = '''
+"""Add two numbers, or fail in the way that is asked for."""
+
+import logging
+import os
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cluster.progress import track
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Term:
+    """One thing to add."""
+
+    value: float = 1.0
+    """apples"""
+
+    def __post_init__(self):
+        if self.value > 99:
+            raise ValueError(f"value must be 99 or less, got {self.value}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyRun:
+    """A sum."""
+
+    # what to add to it
+    # (twice)
+    term: Term = Term(value=2.0)
+    other: float = 3.0  # pears
+    topic: str = "none"
+    how: str = "well"
+
+
+def run(config, output):
+    logger.info("a word")
+    print("a stray word")
+    os.system("echo a word of a child")
+    for _ in track(range(3), "adding"):
+        pass
+    match config.how:
+        case "ours":
+            raise ValueError("the apples\\n are eaten")
+        case "library":
+            np.zeros(3).reshape(2, 2)
+        case "file":
+            open("nothing.parquet")
+        case "bug":
+            {}["key"]
+        case "interrupt":
+            raise KeyboardInterrupt
+    total = np.float64(config.term.value + config.other)
+    return {"sum": total, "worst": float("nan"), "parts": (np.int64(1), output)}
+'''
+
+
+@pytest.fixture
+def job(tmp_path, monkeypatch):
+    """Add a small real job to the table, and work in an empty directory."""
+    (tmp_path / "tiny.py").write_text(TINY)
+    (tmp_path / "tiny.yaml").write_text("other: 4\n")
+    monkeypatch.setattr(cluster, "__path__", [*cluster.__path__, str(tmp_path)])
+    monkeypatch.setattr("cluster.main.RUNS", tmp_path)
+    monkeypatch.delitem(sys.modules, "cluster.tiny", raising=False)
+    tiny = Job(module="cluster.tiny", schema="TinyRun", runs=("tiny",), summary="", topics=("a",))
+    monkeypatch.setitem(JOBS, "tiny", tiny)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_stdout_is_one_line_of_json_and_words_go_to_stderr(job, capfd):
+    assert main(["tiny", "term.value=5"]) == 0
+    out, err = capfd.readouterr()
+    assert json.loads(out) == {"sum": 9.0, "worst": None, "parts": [1, "runs/tiny"]}
+    assert out.count("\n") == 1
+    for words in ("a word", "a stray word", "a word of a child", "adding: 3/3"):
+        assert words in err
+
+
+def test_the_directory_holds_the_run_the_result_and_the_log(job, capfd):
+    main(["tiny", "term.value=5"])
+    text = (job / "runs/tiny/run.yaml").read_text()
+    assert text.startswith("# drive tiny\n")
+    assert "value: 5.0" in text
+    result = json.loads((job / "runs/tiny/result.json").read_text())
+    assert result["figures"]["sum"] == 9.0
+    assert result["command"] == ["drive", "tiny", "term.value=5"]
+    assert result["versions"]["python"].startswith("3.11")
+    assert result["machine"]["cores"] >= 1
+    assert result["seconds"] >= 0
+    assert "a word" in (job / "runs/tiny/log.txt").read_text()
+
+
+def test_a_directory_belongs_to_one_resolved_run(job, capfd):
+    for _ in range(2):
+        main(["tiny"])
+        main(["tiny", "other=5"])
+        main(["tiny", "a"])
+        main(["tiny", "runs/tiny-2/run.yaml"])
+    assert sorted(path.name for path in (job / "runs").iterdir()) == ["tiny", "tiny-2", "tiny-a"]
+    assert "topic: a" in (job / "runs/tiny-a/run.yaml").read_text()
+    main(["tiny", "other=6", "output=elsewhere/x"])
+    assert "other: 6.0" in (job / "elsewhere/x/run.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tinny"], "there is no job 'tinny'; did you mean 'tiny'?"),
+        (["zzz"], "there is no job 'zzz'; there are demo, record,"),
+        (["tiny", "other"], "'other' is not understood after 'drive tiny'"),
+        (["tiny", "b"], "one of a, then at most one .yaml"),
+        (["tiny", "x.yaml"], "x.yaml: no such file"),
+        (["tiny", "tiny.yaml", "tiny.yaml"], "'tiny.yaml' is not understood"),
+        (["tiny", "othr=3"], "command line: unknown key 'othr'; did you mean 'other'?"),
+        (["tiny", "term.value=100"], "command line: term: value must be 99 or less, got 100.0"),
+        (["tiny", "how=ours"], "the apples are eaten"),
+        (["tiny", "how=file"], "nothing.parquet: No such file or directory"),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line_and_exit_code_2(job, capsys, words, message):
+    assert main(words) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    last = err.splitlines()[-1]
+    assert last.startswith("drive: ")
+    assert message in last
+    assert "Traceback" not in err
+    if "how" not in words[-1]:
+        assert err.count("\n") == 1
+
+
+def test_the_log_keeps_the_traceback_of_an_error_of_one_line(job, capsys):
+    main(["tiny", "how=ours"])
+    assert "Traceback" in (job / "runs/tiny/log.txt").read_text()
+
+
+@pytest.mark.parametrize(("how", "error"), [("bug", KeyError), ("library", ValueError)])
+def test_our_own_mistakes_are_not_taken_for_the_users(job, capsys, how, error):
+    with pytest.raises(error):
+        main(["tiny", f"how={how}"])
+
+
+def test_debug_raises_what_else_is_one_line(job, capsys):
+    with pytest.raises(ValueError, match="the apples"):
+        main(["tiny", "how=ours", "--debug"])
+
+
+def test_interrupt(job, capsys):
+    assert main(["tiny", "how=interrupt"]) == 130
+    assert capsys.readouterr().err.endswith("drive: interrupted\n")
+
+
+def test_help_names_every_job_and_a_jobs_help_every_key(job, capsys):
+    assert main(["--help"]) == 0
+    assert main([]) == 0
+    assert all(f"  {name} " in capsys.readouterr().out for name in ["demo"])
+    assert main(["tiny", "--help"]) == 0
+    text = capsys.readouterr().out
+    for words in (
+        "Add two numbers",
+        "drive tiny [TOPIC] [run.yaml]",
+        "  term: Term = Term(value=2.0)\n      what to add to it\n      (twice)\n",
+        "    One thing to add.\n  term.value: float = 1.0\n      apples\n",
+        "  other: float = 3.0\n      pears\n",
+        "tiny.yaml:\n  other: 4\n",
+    ):
+        assert words in text
+    assert "cluster.tiny" not in sys.modules
+
+
+def test_help_is_instant():
+    command = [*DRIVE, "--help"]
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        seconds.append(time.perf_counter() - started)
+        assert all(name in done.stdout for name in JOBS)
+    assert min(seconds) < 0.3
+
+
+def test_ctrl_c_exits_with_130(tmp_path):
+    script = (
+        "import sys, time, cluster.main as m\n"
+        "m.run = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
+        "sys.exit(m.main(['demo']))"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stdout
+    process.stdout.readline()
+    os.kill(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert (process.returncode, err) == (130, "drive: interrupted\n")
