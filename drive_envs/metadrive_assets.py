@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path, PurePosixPath
@@ -136,12 +136,11 @@ def assets_missing(folder: Path | None = None) -> bool:
     return not all((folder / name).is_file() for name in (*COPIED, *GENERATED))
 
 
-def ensure_assets() -> None:
+def ensure_assets(folder: Path | None = None) -> None:
     """Raise an `AssetsError` when assets are missing; to be called before MetaDrive starts."""
-    if assets_missing():
-        raise AssetsError(
-            f"MetaDrive's assets are missing at {assets_folder()}: run cluster/setup.sh"
-        )
+    folder = folder or assets_folder()
+    if assets_missing(folder):
+        raise AssetsError(f"MetaDrive's assets are missing at {folder}: run cluster/setup.sh")
 
 
 def build_assets(
@@ -199,11 +198,11 @@ def write_png(path: Path, image: Image) -> None:
     path.write_bytes(encoded.tobytes())
 
 
-def main() -> int:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Build the assets from WHEEL; without one, only say whether they are there."""
     parser = argparse.ArgumentParser(prog="python -m drive_envs.metadrive_assets")
     parser.add_argument("wheel", type=Path, nargs="?", help="metadrive_simulator-0.3.0.1-*.whl")
-    wheel = parser.parse_args().wheel
+    wheel = parser.parse_args(arguments).wheel
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         if wheel is not None:
