@@ -76,13 +76,13 @@ def negative_log_likelihood(
     of the valid times (nats a value), so that a plan cut short by the end of a recording weighs as
     much as a whole one; with no valid time it is 0. log b is bounded below by `MIN_LOG_SCALE`.
     """
-    normalized = target / SCALE.to(target)
+    normalized = torch.where(valid[..., None], target, 0.0) / SCALE.to(target)
     log_scale = hypotheses.log_scale.clamp(min=MIN_LOG_SCALE)
     error = (hypotheses.mean - normalized[:, None]).abs()
     per_time = (error * (-log_scale).exp() + log_scale + torch.log(error.new_tensor(2.0))).mean(-1)
     weight = valid.to(per_time)
     weight = weight / weight.sum(-1, keepdim=True).clamp(min=1.0)
-    per_hypothesis = torch.where(valid[:, None], per_time, 0.0).mul(weight[:, None]).sum(-1)
+    per_hypothesis = (per_time * weight[:, None]).sum(-1)
     best = per_hypothesis.detach().argmin(dim=1)
     regression = per_hypothesis.gather(1, best[:, None]).squeeze(1)
     choice = cross_entropy(hypotheses.logit, best, reduction="none")

@@ -79,6 +79,8 @@ def test_no_valid_time_scores_zero_and_sends_no_gradient():
     target = torch.full((4, 33, 15), float("nan"))
     loss = negative_log_likelihood(hypotheses, target, torch.zeros(4, 33, dtype=torch.bool))
     assert loss.tolist() == [0.0] * 4
+    gradients = torch.autograd.grad(loss.sum(), list(hypotheses))
+    assert all(gradient.abs().max() == 0 for gradient in gradients)
 
 
 def test_constant_values_leave_the_loss_bounded():
