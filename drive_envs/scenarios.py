@@ -1,0 +1,301 @@
+"""Closed-loop scenarios as data: where a drive begins, on which road, and what counts as passed.
+
+A scenario file is a YAML list; `data/lane_centering.yaml` is the shipped one and documents every
+key. Lengths are metres, speeds m/s, times seconds; offsets, directions and headings are positive
+LEFT, headings are in degrees because people write them. Stations count along the lane's centre
+from the beginning of the road, lanes from 0 at the left.
+
+It does not know how a scenario is driven or judged: see `drive_actors.scoring` and
+`drive_actors.verdict`.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import yaml
+from jaxtyping import Bool, Float
+
+from drive_envs.roads import Block, Centerline, Road, lane_centerline
+
+CONTEXT = 2.0  # s that the driver has seen when a scenario starts
+SIGHT = 30.0  # m of road that must lie ahead at the end
+
+Times = Float[np.ndarray, " time"]
+
+SIDES = {"left": 1, "right": -1}
+
+
+class ScenarioError(ValueError):
+    """A scenario that cannot be driven or read: names the file, the scenario and the mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Thresholds:
+    """What a drive must keep to pass; see `drive_actors.verdict` for the reasons.
+
+    max_mean_lateral (m): of |d| over the last `centering_window` (s).
+    max_reversals: of the lateral movement, by more than `swing` (m), over the last
+    `oscillation_window` (s).
+    """
+
+    centering_window: float = 3.0
+    max_mean_lateral: float = 0.5
+    oscillation_window: float = 8.0
+    swing: float = 0.2
+    max_reversals: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("centering_window", "max_mean_lateral", "oscillation_window", "swing"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        if self.max_reversals < 0:
+            raise ValueError(f"max_reversals must be 0 or more, got {self.max_reversals}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pulse:
+    """The wish to change lanes, told to the driver at `time` s after the start."""
+
+    time: float
+    direction: Literal["left", "right"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenario:
+    """One closed-loop drive at constant speed.
+
+    lane: where it starts, 0 at the left. station: of the start, m along the lane.
+    lateral_offset (m) and heading_offset_deg: of the start against the lane's centre, left +.
+    speed (m/s), duration (s). desire: lane changes asked for, in order of time, none for lane
+    centering; a change takes `lane_change_time` (s), after which the new lane is the one to keep.
+    seed: of the vehicle's noise.
+    """
+
+    name: str
+    road: Road
+    lane: int = 0
+    station: float
+    lateral_offset: float = 0.0
+    heading_offset_deg: float = 0.0
+    speed: float
+    duration: float = 12.0
+    desire: tuple[Pulse, ...] = ()
+    lane_change_time: float = 5.0
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.name or set(self.name) & set("/\\ "):
+            raise ValueError(f"name must be one word that can name a file, got {self.name!r}")
+        for name in ("speed", "duration", "lane_change_time"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for lane in self.lanes:
+            if not 0 <= lane < self.road.lane_count:
+                raise ValueError(
+                    f"lane {lane} does not exist, the road has lanes 0 to "
+                    f"{self.road.lane_count - 1} (desire pulses included)"
+                )
+        if self.station < CONTEXT * self.speed:
+            raise ValueError(
+                f"station is {self.station:g} m, but {CONTEXT:g} s of history at {self.speed:g} "
+                f"m/s need {CONTEXT * self.speed:g} m of road behind the start"
+            )
+        needed, length = self.station + self.speed * self.duration + SIGHT, self.line.length
+        if needed > length:
+            raise ValueError(
+                f"the lane is {length:.0f} m long, but the drive needs {needed:.0f} m "
+                f"(with {SIGHT:g} m in sight at its end): add a straight or a longer curve"
+            )
+
+    @property
+    def line(self) -> Centerline:
+        """The centre of the lane where the drive starts."""
+        return lane_centerline(self.road, self.lane)
+
+    @property
+    def lanes(self) -> tuple[int, ...]:
+        """The lane at the start, and after each pulse."""
+        lanes = [self.lane]
+        for pulse in self.desire:
+            lanes.append(lanes[-1] - SIDES[pulse.direction])
+        return tuple(lanes)
+
+    def target_offset(self, time: Times) -> tuple[Times, Times]:
+        """Return where to be, in metres left of `line`, and how fast that moves, in m/s.
+
+        A lane change is the quintic from one lane centre to the next with no velocity or
+        acceleration at its ends: 10 x^3 - 15 x^4 + 6 x^5.
+        """
+        offset, rate = np.zeros_like(time), np.zeros_like(time)
+        for pulse in self.desire:
+            side = SIDES[pulse.direction] * self.road.lane_width
+            x = ((time - pulse.time) / self.lane_change_time).clip(0, 1)
+            offset += side * x**3 * (10 - 15 * x + 6 * x**2)
+            rate += side * 30 * (x * (1 - x)) ** 2 / self.lane_change_time
+        return offset, rate
+
+    def is_changing_lane(self, time: Times) -> Bool[np.ndarray, " time"]:
+        """Tell at which times (s) a lane change that was asked for may be under way."""
+        changing = np.zeros(time.shape, bool)
+        for pulse in self.desire:
+            changing |= (time >= pulse.time) & (time <= pulse.time + self.lane_change_time)
+        return changing
+
+    def target_poses(self, time: Times) -> Float[np.ndarray, "time 3"]:
+        """Return the world poses (x, y, yaw) of a drive that makes no error; time in s."""
+        offset, rate = self.target_offset(time)
+        s = self.station + self.speed * time
+        poses = self.line.poses(s, offset)
+        poses[:, 2] += np.arctan2(rate, self.speed * (1 - self.line.curvature(s) * offset))
+        return poses
+
+    def lateral(self, time: Times, positions: Float[np.ndarray, "time 2"]) -> Times:
+        """Return how far left of the target world positions are, in metres."""
+        return self.line.locate(positions)[1] - self.target_offset(time)[0]
+
+
+def shipped_path() -> Path:
+    """Return the 24 lane-centering scenarios that come with the package."""
+    return Path(str(files("drive_envs") / "data" / "lane_centering.yaml"))
+
+
+def load_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
+    """Read a scenario file, the shipped one without `path`; ScenarioError says what is wrong."""
+    path = path or shipped_path()
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ScenarioError(f"{path}: no such file; give a scenario list, scenarios=PATH") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise ScenarioError(f"{path}: cannot be read as YAML ({reason})") from None
+    if not isinstance(entries, list) or not entries:
+        raise ScenarioError(f"{path}: must be a list of scenarios, one `- name: ...` each")
+    scenarios = tuple(
+        _scenario(entry, f"{path}: {_label(entry, i)}") for i, entry in enumerate(entries)
+    )
+    names = [scenario.name for scenario in scenarios]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ScenarioError(f"{path}: {', '.join(twice)}: given twice, every name must be unique")
+    return scenarios
+
+
+def _label(entry: Any, index: int) -> str:
+    """Name a list entry for an error message, even if it is no scenario."""
+    name = entry.get("name") if isinstance(entry, Mapping) else None
+    return f"scenario {name or f'number {index + 1}'}"
+
+
+def _scenario(entry: Any, where: str) -> Scenario:
+    """Build one scenario from its YAML mapping."""
+    fields = {field.name: field for field in dataclasses.fields(Scenario)}
+    lanes = {f.name: f for f in dataclasses.fields(Road) if f.name in ("lane_count", "lane_width")}
+    _check_keys(entry, {*fields, *lanes}, where)
+    if missing := [name for name in ("name", "road", "station", "speed") if name not in entry]:
+        raise ScenarioError(f"{where}: {', '.join(missing)} missing")
+    plain = entry.keys() & (fields.keys() - {"road", "desire", "thresholds"})
+    values = {name: _typed(entry, fields[name], where) for name in plain}
+    road = {name: _typed(entry, lanes[name], where) for name in entry.keys() & lanes.keys()}
+    try:
+        blocks = _list(entry["road"], f"{where}: road")
+        values["road"] = Road(blocks=tuple(_block(b, f"{where}: road") for b in blocks), **road)
+        pulses = _list(entry.get("desire", []), f"{where}: desire")
+        values["desire"] = tuple(_record(Pulse, p, f"{where}: desire") for p in pulses)
+        limits = entry.get("thresholds", {})
+        values["thresholds"] = _record(Thresholds, limits, f"{where}: thresholds")
+        return Scenario(**values)
+    except ScenarioError:
+        raise
+    except ValueError as error:
+        raise ScenarioError(f"{where}: {error}") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """A curve as a scenario file says it; see `drive_envs.roads.Block`."""
+
+    radius: float
+    angle: float
+    direction: Literal["left", "right"]
+    tail: float = 5.0
+
+
+def _block(entry: Any, where: str) -> Block:
+    """Build one piece of road from `{straight: LENGTH}` or `{curve: {...}}`."""
+    _check_keys(entry, {"straight", "curve"}, where)
+    if len(entry) != 1:
+        raise ScenarioError(f"{where}: a piece is one straight or one curve, got {dict(entry)}")
+    if "straight" in entry:
+        return Block(kind="S", length=_number(entry["straight"], "straight", where))
+    curve: Curve = _record(Curve, entry["curve"], f"{where}: curve")
+    return Block(
+        kind="C",
+        length=curve.tail,
+        radius=curve.radius,
+        angle_deg=curve.angle,
+        turn=curve.direction,
+    )
+
+
+def _record(schema: type[Any], entry: Any, where: str) -> Any:
+    """Build a dataclass of plain values from a mapping."""
+    fields = dataclasses.fields(schema)
+    _check_keys(entry, {f.name for f in fields}, where)
+    required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in entry]
+    if required:
+        raise ScenarioError(f"{where}: {', '.join(required)} missing")
+    try:
+        return schema(**{f.name: _typed(entry, f, where) for f in fields if f.name in entry})
+    except ScenarioError:
+        raise
+    except ValueError as error:
+        raise ScenarioError(f"{where}: {error}") from None
+
+
+def _typed(entry: Mapping[str, Any], target: "dataclasses.Field[Any]", where: str) -> Any:
+    """Return `entry[target.name]` as the type of a field: text, a choice of texts or a number."""
+    value = entry[target.name]
+    if target.type in (int, float):
+        number = _number(value, target.name, where)
+        if target.type is int and number != int(number):
+            raise ScenarioError(f"{where}: {target.name} should be a whole number, got {value!r}")
+        return target.type(number)
+    if choices := get_args(target.type):
+        if value not in choices:
+            words = " or ".join(choices)
+            raise ScenarioError(f"{where}: {target.name} should be {words}, got {value!r}")
+    elif not isinstance(value, str):
+        raise ScenarioError(f"{where}: {target.name} should be text, got {value!r}")
+    return value
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    """Refuse what is no number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ScenarioError(f"{where}: {name} should be a number, got {value!r}")
+    return float(value)
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    """Refuse what is no list."""
+    if not isinstance(value, list):
+        raise ScenarioError(f"{where} should be a list, got {value!r}")
+    return value
+
+
+def _check_keys(entry: Any, known: set[str], where: str) -> None:
+    """Refuse what is no mapping, and keys that nobody reads."""
+    if not isinstance(entry, Mapping):
+        raise ScenarioError(f"{where}: should be `key: value`, got {entry!r}")
+    for key in entry:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+            raise ScenarioError(f"{where}: unknown key {key!r}; {hint}")

@@ -1,0 +1,166 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import yaml
+
+from drive_envs.roads import Block, Road
+from drive_envs.scenarios import Pulse, Scenario, ScenarioError, load_scenarios
+
+SHIPPED = load_scenarios()
+
+ENTRY = {"name": "mine", "road": [{"straight": 300}], "station": 40, "speed": 10}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump([{**ENTRY, **changes}]))
+    return path
+
+
+def curvature(scenario, start=0.0):
+    time = np.arange(start, scenario.duration + 0.01, 0.2)
+    return scenario.line.curvature(scenario.station + scenario.speed * time)
+
+
+def test_the_shipped_list_is_balanced_and_varied():
+    assert len(SHIPPED) == 24
+    turns = [np.sign(curvature(scenario, scenario.duration - 3).mean()) for scenario in SHIPPED]
+    assert [turns.count(sign) for sign in (1, -1, 0)] == [8, 8, 8]
+    radii = [1 / np.abs(k).max() for k in map(curvature, SHIPPED) if k.any()]
+    assert 38 <= min(radii) <= 40
+    assert 490 <= max(radii) <= 510
+    assert {abs(scenario.lateral_offset) for scenario in SHIPPED} == {0, 0.3, 0.6, 1.0}
+    for name in ("lateral_offset", "heading_offset_deg"):
+        signs = [np.sign(getattr(scenario, name)) for scenario in SHIPPED]
+        assert abs(signs.count(1) - signs.count(-1)) <= 3
+    assert max(abs(scenario.heading_offset_deg) for scenario in SHIPPED) == 3
+    assert {scenario.speed for scenario in SHIPPED} >= {5, 25}
+    lanes = {(scenario.road.lane_count, scenario.lane) for scenario in SHIPPED}
+    assert lanes == {(1, 0), (2, 0), (2, 1), (3, 0), (3, 1), (3, 2)}
+    assert len({scenario.seed for scenario in SHIPPED}) == 24
+    assert len({scenario.road.fingerprint() for scenario in SHIPPED}) >= 20
+
+
+@pytest.mark.parametrize("scenario", SHIPPED, ids=lambda scenario: scenario.name)
+def test_a_shipped_scenario_is_fair(scenario):
+    assert scenario.duration >= 10
+    assert (np.abs(curvature(scenario)) * scenario.speed**2).max() <= 2.5
+    in_curve = curvature(scenario) != 0
+    assert not in_curve.any() or in_curve.mean() > 0.6
+    assert abs(scenario.lateral_offset) < scenario.road.lane_width / 2
+    assert not scenario.desire
+
+
+def test_defaults_are_what_the_shipped_file_says(tmp_path):
+    scenario = load_scenarios(write(tmp_path))[0]
+    assert scenario.road == Road(blocks=(Block(kind="S", length=300.0),))
+    assert scenario.duration == 12
+    assert scenario.thresholds.max_mean_lateral == 0.5
+
+
+def test_every_key_is_read(tmp_path):
+    curve = {"radius": 120, "angle": 60, "direction": "right", "tail": 80}
+    path = write(
+        tmp_path,
+        road=[{"straight": 60}, {"curve": curve}],
+        lane_count=3,
+        lane_width=3.25,
+        lane=1,
+        desire=[{"time": 2, "direction": "left"}],
+        thresholds={"swing": 0.3},
+        duration=10,
+        heading_offset_deg=-2,
+    )
+    scenario = load_scenarios(path)[0]
+    blocks = (
+        Block(kind="S", length=60.0),
+        Block(kind="C", length=80.0, radius=120.0, angle_deg=60.0, turn="right"),
+    )
+    assert scenario.road == Road(blocks=blocks, lane_count=3, lane_width=3.25)
+    assert scenario.lanes == (1, 0)
+    assert scenario.desire == (Pulse(time=2.0, direction="left"),)
+    assert scenario.thresholds.swing == 0.3
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"offset": 1}, "scenario mine: unknown key 'offset'"),
+        ({"lateral_ofset": 1}, "did you mean 'lateral_offset'"),
+        ({"speed": "fast"}, "speed should be a number, got 'fast'"),
+        ({"speed": True}, "speed should be a number, got True"),
+        ({"speed": -1}, "speed must be positive"),
+        ({"lane": 0.5}, "lane should be a whole number"),
+        ({"lane": 2}, "lane 2 does not exist"),
+        ({"lane_count": 1.5}, "lane_count should be a whole number"),
+        ({"lane_count": 4}, "lane_count must be 1, 2 or 3"),
+        ({"desire": [{"time": 2, "direction": "left"}]}, "lane -1 does not exist"),
+        ({"desire": [{"time": 2, "direction": "up"}]}, "should be left or right, got 'up'"),
+        ({"desire": [{"time": 2}]}, "direction missing"),
+        ({"station": 10}, "need 20 m of road behind the start"),
+        ({"road": [{"straight": 100}]}, "the lane is 130 m long, but the drive needs 190 m"),
+        ({"road": [{"bend": 100}]}, "unknown key 'bend'"),
+        ({"road": {"straight": 100}}, "road should be a list"),
+        ({"road": [{"curve": {"radius": 10, "angle": 90, "direction": "left"}}]}, "radius of more"),
+        ({"road": [{"curve": {"radius": 99}}]}, "curve: angle, direction missing"),
+        ({"thresholds": {"swing": 0}}, "swing must be positive"),
+        ({"name": "a/b"}, "name must be one word"),
+    ],
+)
+def test_mistakes_are_named(tmp_path, changes, words):
+    path = write(tmp_path, **changes)
+    with pytest.raises(ScenarioError, match=r"mine\.yaml") as error:
+        load_scenarios(path)
+    assert words in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[]", "must be a list of scenarios"),
+        ("name: a", "must be a list of scenarios"),
+        ("- [", "cannot be read as YAML"),
+        ("- straight", "scenario number 1: should be `key: value`"),
+        ("- {road: []}", "name, station, speed missing"),
+    ],
+)
+def test_what_is_no_list_of_scenarios_is_refused(tmp_path, text, words):
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(ScenarioError, match=r"bad\.yaml") as error:
+        load_scenarios(path)
+    assert words in str(error.value)
+
+
+def test_names_are_unique_and_files_exist(tmp_path):
+    path = tmp_path / "two.yaml"
+    path.write_text(yaml.safe_dump([ENTRY, ENTRY]))
+    with pytest.raises(ScenarioError, match="mine: given twice"):
+        load_scenarios(path)
+    with pytest.raises(ScenarioError, match=r"no\.yaml: no such file"):
+        load_scenarios(tmp_path / "no.yaml")
+
+
+def test_the_target_has_no_lateral_error_and_is_smooth(tmp_path):
+    curve = Block(kind="C", length=200.0, radius=120.0, angle_deg=60.0, turn="left")
+    scenario = Scenario(
+        name="change",
+        road=Road(blocks=(curve,), lane_count=3),
+        lane=2,
+        station=35.0,
+        speed=12.0,
+        desire=(Pulse(time=1.0, direction="left"), Pulse(time=7.0, direction="right")),
+    )
+    time = np.arange(0, 12.0, 0.01)
+    poses = scenario.target_poses(time)
+    np.testing.assert_allclose(scenario.lateral(time, poses[:, :2]), 0, atol=1e-9)
+    offset, rate = scenario.target_offset(time)
+    assert offset[[0, 600, -1]] == pytest.approx([0, 3.5, 0], abs=1e-6)
+    np.testing.assert_allclose(np.gradient(offset, time)[1:-1], rate[1:-1], atol=2e-3)
+    heading = np.unwrap(np.arctan2(*np.gradient(poses[:, :2], time, axis=0).T[::-1]))
+    np.testing.assert_allclose(heading[1:-1], np.unwrap(poses[1:-1, 2]), atol=2e-3)
+    changing = scenario.is_changing_lane(time)
+    assert not changing[[0, 601]].any()
+    assert changing[[100, 600, 700, 1199]].all()
+    assert replace(scenario, desire=()).target_offset(time)[0].max() == 0
