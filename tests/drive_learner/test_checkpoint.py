@@ -1,0 +1,87 @@
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from drive_learner.checkpoint import (
+    Checkpoint,
+    CheckpointError,
+    checkpoints,
+    latest_checkpoint,
+    read_checkpoint,
+    write_checkpoint,
+)
+
+
+def a_checkpoint(step):
+    return Checkpoint(
+        step=step,
+        tensors={"policy": {"weight": torch.full((3, 2), float(step))}, "raw": {}},
+        state={"counts": {"learnt": 3}, "generator": 2**127 + 1},
+        run="name: test\n",
+    )
+
+
+def test_round_trip(tmp_path):
+    place = write_checkpoint(tmp_path, a_checkpoint(7))
+    assert place.name == "step_000007"
+    read = read_checkpoint(place)
+    assert (read.step, read.state, read.run) == (7, a_checkpoint(7).state, "name: test\n")
+    torch.testing.assert_close(read.tensors["policy"]["weight"], torch.full((3, 2), 7.0))
+
+
+def test_keeps_the_newest_and_rewrites_one(tmp_path):
+    for step in (1, 2, 10, 10):
+        write_checkpoint(tmp_path, a_checkpoint(step), keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["step_000002", "step_000010"]
+
+
+@pytest.mark.parametrize("name", ["policy.safetensors", "state.json", "run.yaml"])
+@pytest.mark.parametrize("fault", ["cut", "flip", "gone"])
+def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, name, fault, caplog):
+    write_checkpoint(tmp_path, a_checkpoint(1))
+    torn = write_checkpoint(tmp_path, a_checkpoint(2)) / name
+    content = torn.read_bytes()
+    torn.unlink()
+    if fault == "cut":
+        torn.write_bytes(content[: len(content) // 2])
+    elif fault == "flip":
+        torn.write_bytes(b"\xff" + content[1:])
+    with pytest.raises(CheckpointError, match=f"step_000002/{name}"):
+        read_checkpoint(torn.parent)
+    found = latest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    assert name in caplog.text
+
+
+def test_none_without_any(tmp_path):
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+WRITE_FOREVER = """
+import sys, pathlib, torch
+from drive_learner.checkpoint import Checkpoint, write_checkpoint
+for step in range(1, 10**6):
+    tensors = {"policy": {"weight": torch.full((500, 500), float(step))}}
+    checkpoint = Checkpoint(step=step, tensors=tensors, state={}, run="")
+    write_checkpoint(pathlib.Path(sys.argv[1]), checkpoint)
+"""
+
+
+@pytest.mark.slow
+def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path):
+    process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)])
+    while not checkpoints(tmp_path):
+        assert process.poll() is None
+        time.sleep(0.05)
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    for place in checkpoints(tmp_path):
+        read = read_checkpoint(place)
+        assert (read.tensors["policy"]["weight"] == read.step).all()
