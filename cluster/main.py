@@ -11,67 +11,17 @@ library was not foreseen, so it is ours. The log in the output directory has eve
 
 import difflib
 import dis
-import importlib
-import json
 import logging
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from cluster.jobs import JOBS, OURS, RUNS, do, resolve
+
 logger = logging.getLogger(__name__)
 
-RUNS = Path(__file__).parent / "runs"
-
-OURS = ("cluster", "drive_actors", "drive_envs", "drive_learner", "world_model")
 RAISE = dis.opmap["RAISE_VARARGS"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """One row of the jobs table. `runs` are the shipped YAMLs, the first is the default."""
-
-    module: str
-    schema: str
-    runs: tuple[str, ...]
-    summary: str
-    topics: tuple[str, ...] = ()
-
-
-JOBS = {
-    "demo": Job(
-        module="cluster.demo",
-        schema="DemoRun",
-        runs=("demo",),
-        summary="from the shipped sample to a trained, scored driver in a few minutes",
-    ),
-    "record": Job(
-        module="cluster.record",
-        schema="RecordRun",
-        runs=("record",),
-        summary="drive MetaDrive as a person would and write segments",
-    ),
-    "train-policy": Job(
-        module="cluster.train_policy",
-        schema="TrainPolicyRun",
-        runs=("reprojective",),
-        summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
-    ),
-    "evaluate-policy": Job(
-        module="cluster.evaluate_policy",
-        schema="EvaluatePolicyRun",
-        runs=("lane_centering",),
-        summary="score a policy in closed loop in MetaDrive",
-    ),
-    "bench": Job(
-        module="cluster.bench",
-        schema="BenchRun",
-        runs=("bench",),
-        summary="measure speed: reprojection, rollout or learner (all, if none is named)",
-        topics=("reprojection", "rollout", "learner"),
-    ),
-}
 
 USAGE = "usage: drive JOB [run.yaml] [dotted.key=value ...] [output=PATH] [--debug]"
 
@@ -120,24 +70,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(command: Command, words: Sequence[str], is_debug: bool) -> None:
-    """Resolve the run, do the job, leave the result in its directory and print the figures."""
-    from cluster.config import dump, load
-    from cluster.output import choose_directory, log_into, plain, words_to_stderr, write_result
+    """Do the job and print its figures."""
+    from cluster.output import as_json, choose_directory, log_into, words_to_stderr
 
-    job = JOBS[command.job]
     with words_to_stderr():
-        module = importlib.import_module(job.module)
         overrides = [f"topic={command.topic}"] if command.topic else []
-        config = load(getattr(module, job.schema), command.path, [*overrides, *command.overrides])
-        resolved = f"# drive {command.job}\n{dump(config)}"
-        directory = choose_directory(command.title, resolved, command.output)
+        resolved = resolve(command.job, command.path, [*overrides, *command.overrides])
+        directory = choose_directory(command.title, resolved.text, command.output)
         with log_into(directory / "log.txt", is_debug):
             logger.info("drive %s, into %s", command.job, directory)
-            started = time.monotonic()
-            figures = module.run(config, directory)
-            seconds = time.monotonic() - started
-            write_result(directory, command.job, words, figures, seconds)
-    sys.stdout.write(json.dumps(plain(figures)) + "\n")
+            figures = do(resolved, directory, words)
+    sys.stdout.write(as_json(figures) + "\n")
 
 
 def parse(words: Sequence[str]) -> Command:
@@ -215,7 +158,7 @@ def sentence(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-def nearest(word: str, known: Sequence[str] | dict[str, Job]) -> str:
+def nearest(word: str, known: Collection[str]) -> str:
     """Return a clause that names the nearest of the known words, or all of them."""
     close = difflib.get_close_matches(word, known, n=1)
     if close:

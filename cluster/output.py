@@ -24,11 +24,11 @@ from typing import Any
 
 from rich.logging import RichHandler
 
+from cluster.jobs import OURS
 from cluster.progress import CONSOLE
 
 logger = logging.getLogger(__name__)
 
-OURS = ("cluster", "drive_actors", "drive_envs", "drive_learner", "world_model")
 PACKAGES = ("torch", "ray", "gymnasium", "metadrive-simulator", "numpy", "pyarrow")
 
 
@@ -92,6 +92,11 @@ def plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def as_json(figures: Mapping[str, Any]) -> str:
+    """Write the figures on one line."""
+    return json.dumps(plain(figures))
 
 
 def versions() -> dict[str, str]:

@@ -8,7 +8,8 @@ import time
 import pytest
 
 import cluster
-from cluster.main import JOBS, Job, main
+from cluster.jobs import JOBS, Job
+from cluster.main import main
 
 DRIVE = [sys.executable, "-c", "import sys; from cluster.main import main; sys.exit(main())"]
 

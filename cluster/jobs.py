@@ -1,0 +1,91 @@
+"""The jobs that `drive` knows, and doing one of them: resolve its run, do it, leave the result.
+
+A job is a module of this package with a frozen run dataclass and `run(config, output) -> figures`.
+It is imported only when it is done; the table itself costs nothing to read.
+"""
+
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+RUNS = Path(__file__).parent / "runs"
+
+OURS = ("cluster", "drive_actors", "drive_envs", "drive_learner", "world_model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One row of the jobs table. `runs` are the shipped YAMLs, the first is the default."""
+
+    module: str
+    schema: str
+    runs: tuple[str, ...]
+    summary: str
+    topics: tuple[str, ...] = ()
+
+
+JOBS = {
+    "demo": Job(
+        module="cluster.demo",
+        schema="DemoRun",
+        runs=("demo",),
+        summary="from the shipped sample to a trained, scored driver in a few minutes",
+    ),
+    "record": Job(
+        module="cluster.record",
+        schema="RecordRun",
+        runs=("record",),
+        summary="drive MetaDrive as a person would and write segments",
+    ),
+    "train-policy": Job(
+        module="cluster.train_policy",
+        schema="TrainPolicyRun",
+        runs=("reprojective",),
+        summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
+    ),
+    "evaluate-policy": Job(
+        module="cluster.evaluate_policy",
+        schema="EvaluatePolicyRun",
+        runs=("lane_centering",),
+        summary="score a policy in closed loop in MetaDrive",
+    ),
+    "bench": Job(
+        module="cluster.bench",
+        schema="BenchRun",
+        runs=("bench",),
+        summary="measure speed: reprojection, rollout or learner (all, if none is named)",
+        topics=("reprojection", "rollout", "learner"),
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resolved:
+    """A job with its run: the configuration, and the YAML that says the same."""
+
+    job: str
+    config: Any
+    text: str
+
+
+def resolve(name: str, path: Path, overrides: Sequence[str]) -> Resolved:
+    """Load the run of the job `name`. Raises `cluster.config.ConfigError`."""
+    from cluster.config import dump, load
+
+    job = JOBS[name]
+    config = load(getattr(importlib.import_module(job.module), job.schema), path, overrides)
+    return Resolved(job=name, config=config, text=f"# drive {name}\n{dump(config)}")
+
+
+def do(resolved: Resolved, directory: Path, command: Sequence[str]) -> Mapping[str, Any]:
+    """Do the job in a directory that exists, write `result.json` there and return the figures."""
+    from cluster.output import write_result
+
+    started = time.monotonic()
+    figures = importlib.import_module(JOBS[resolved.job].module).run(resolved.config, directory)
+    seconds = time.monotonic() - started
+    write_result(directory, resolved.job, command, figures, seconds)
+    return figures
