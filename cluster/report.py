@@ -1,4 +1,4 @@
-"""One HTML page that needs nothing beside it: text, tables, pictures inside the file, videos linked.
+"""One HTML page that stands alone: text, tables, pictures inside the file, videos linked.
 
 It does not know what is reported: a job hands it parts in reading order.
 """
