@@ -3,7 +3,11 @@ import pytest
 import torch
 
 from drive_actors.policy import Policy, PolicyConfig
+from drive_envs.camera import cameras
+from drive_envs.frames import encode_image
 from drive_envs.protocol import NUM_CONTEXT, Rollout
+from drive_envs.segment import Segment
+from drive_envs.segments import open_dataset, write_segments
 
 WIDTH, HEIGHT = 32, 16
 
@@ -70,3 +74,45 @@ def random_rollout_fixture():
 def tiny_policy():
     torch.manual_seed(0)
     return Policy(TINY)
+
+
+def arc_segment(name="arc", num_frames=40, radius=50.0, speed=10.0, seed=0):
+    """A drive at constant speed on a circle to the left, its images noise."""
+    generator = np.random.default_rng(seed)
+    time = 0.2 * np.arange(num_frames)
+    yaw = speed * time / radius
+    zero = np.zeros_like(yaw)
+    views = cameras(WIDTH, HEIGHT)
+    return Segment(
+        name=name,
+        split="held_out",
+        cameras=views,
+        time=time,
+        position=radius * np.stack([np.sin(yaw), 1 - np.cos(yaw), zero], -1),
+        quaternion=np.stack([zero, zero, np.sin(yaw / 2), np.cos(yaw / 2)], -1),
+        velocity=speed * np.stack([np.cos(yaw), np.sin(yaw), zero], -1),
+        desire=np.zeros(num_frames, np.int8),
+        valid=np.ones(num_frames, bool),
+        images={
+            camera: [
+                encode_image(generator.integers(0, 256, (3, HEIGHT, WIDTH), dtype=np.uint8))
+                for _ in range(num_frames)
+            ]
+            for camera in views
+        },
+        depths={camera: [None] * num_frames for camera in views},
+    )
+
+
+@pytest.fixture(name="arc_segment")
+def arc_segment_fixture():
+    return arc_segment
+
+
+@pytest.fixture
+def dataset_of(tmp_path):
+    def write(*segments):
+        write_segments(tmp_path / "drives.parquet", segments)
+        return open_dataset(tmp_path / "drives.parquet")
+
+    return write

@@ -1,0 +1,107 @@
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from drive_envs.plan import TIMES
+from drive_envs.protocol import NUM_CONTEXT
+from drive_learner.batch import STEP_FIELDS
+from drive_learner.imitation import RecordedFeed, recorded_rollout, trajectory_mae
+from drive_learner.learner import Learner, LearnerConfig, OptimizerConfig
+from drive_learner.losses import LossConfig
+
+SETTINGS: dict[str, Any] = {
+    "num_sequences": 8,
+    "sequence_length": 5,
+    "num_features": 16,
+    "seed": 0,
+    "memory_mb": 100.0,
+}
+
+
+def test_a_recording_is_a_rollout_that_the_person_drove(arc_segment):
+    segment = arc_segment(radius=50.0, speed=10.0)
+    rollout = recorded_rollout(segment)
+    assert rollout.num_steps == len(segment) - NUM_CONTEXT - 1
+    np.testing.assert_allclose(rollout.observation["speed"], 10, rtol=1e-3)
+    np.testing.assert_allclose(rollout.teacher_action[..., 0], 1 / 50, rtol=1e-2)
+    np.testing.assert_allclose(rollout.teacher_action[..., 1], 0, atol=1e-3)
+    np.testing.assert_allclose(rollout.observation["last_action"][1:, 0, 0], 1 / 50, rtol=1e-2)
+    images = [segment.image("wide", row) for row in range(len(segment))]
+    np.testing.assert_array_equal(rollout.observation["wide"][:, 0], images)
+    plan, valid = rollout.teacher_plan[0, 0], rollout.teacher_plan_valid[0, 0]
+    ahead = 10 * np.asarray(TIMES) / 50  # rad
+    circle = 50 * np.stack([np.sin(ahead), 1 - np.cos(ahead)], -1)
+    np.testing.assert_allclose(plan[valid, :2], circle[valid], atol=0.05)
+    last = 0.2 * (len(segment) - 1 - NUM_CONTEXT)  # s of recording left
+    np.testing.assert_array_equal(valid, np.asarray(TIMES) <= last + 1e-6)
+
+
+def test_steps_that_touch_an_invalid_frame_are_not_imitated(arc_segment):
+    segment = arc_segment()
+    segment.valid[20] = False
+    active = recorded_rollout(segment).active[:, 0]
+    for step in range(len(active)):
+        frames = segment.valid[step : step + NUM_CONTEXT + 2]
+        assert active[step] == frames.all()
+
+
+def test_a_minibatch_depends_on_seed_and_step_alone(arc_segment, dataset_of):
+    dataset = dataset_of(arc_segment("a"), arc_segment("b", num_frames=60, seed=1))
+    first = RecordedFeed(dataset, **SETTINGS)
+    resumed = RecordedFeed(dataset, **{**SETTINGS, "memory_mb": 0.0})
+    first.next(0)
+    expected, found = first.next(7), resumed.next(7)
+    for name in (*STEP_FIELDS, "noise", "policy_version"):
+        assert torch.equal(getattr(expected, name), getattr(found, name)), name
+    for key, value in expected.observation.items():
+        assert torch.equal(value, found.observation[key]), key
+    assert expected.active.all()
+    assert not torch.equal(first.next(8).observation["wide"], found.observation["wide"])
+
+
+def test_short_and_damaged_segments_are_skipped_and_counted(arc_segment, dataset_of):
+    damaged = arc_segment("damaged", num_frames=200)
+    damaged.images["wide"][100] = damaged.images["wide"][100][:40]
+    dataset = dataset_of(arc_segment("good"), arc_segment("short", num_frames=14), damaged)
+    feed = RecordedFeed(dataset, **SETTINGS)
+    for step in range(3):
+        feed.next(step)
+    assert feed.metrics() == {"skipped/too_short": 1, "skipped/damaged": 1}
+    with pytest.raises(ValueError, match="sequence_length"):
+        RecordedFeed(dataset_of(arc_segment(num_frames=12)), **SETTINGS)
+
+
+def test_trajectory_error_of_driving_straight_on(arc_segment, dataset_of, tiny_policy):
+    """An untrained policy whose plan is straight on misses the circle by geometry alone."""
+    for parameter in tiny_policy.plan_head.parameters():
+        torch.nn.init.zeros_(parameter)
+    segment = arc_segment(num_frames=80, radius=50.0, speed=10.0)
+    rollout = recorded_rollout(segment)
+    travelled = 10 * np.asarray(TIMES)
+    ahead = travelled / 50
+    miss_x = np.abs(travelled - 50 * np.sin(ahead))
+    miss_y = np.abs(50 * (1 - np.cos(ahead)))
+    valid = rollout.teacher_plan_valid[:, 0]
+    expected = ((miss_x + miss_y) / 2 * valid).sum() / valid.sum()
+    assert trajectory_mae(tiny_policy, dataset_of(segment)) == pytest.approx(expected, rel=0.01)
+    with pytest.raises(ValueError, match="held-out"):
+        trajectory_mae(tiny_policy, dataset_of(arc_segment(num_frames=10)))
+
+
+@pytest.mark.slow
+def test_imitation_lowers_the_trajectory_error(arc_segment, dataset_of, tiny_policy):
+    dataset = dataset_of(*(arc_segment(f"{r}", radius=r, num_frames=60) for r in (30.0, -80.0)))
+    config = LearnerConfig(
+        num_steps=150,
+        device="cpu",
+        loss=LossConfig(policy_gradient=0.0, value=0.0, entropy=0.0),
+        optimizer=OptimizerConfig(learning_rate=1e-2, num_warmup_steps=5),
+    )
+    learner = Learner(tiny_policy, config)
+    feed = RecordedFeed(dataset, **SETTINGS)
+    before = trajectory_mae(tiny_policy, dataset)
+    while learner.step < config.num_steps:
+        learner.update(feed.next(learner.step))
+    assert trajectory_mae(tiny_policy, dataset) < 0.2 * before
