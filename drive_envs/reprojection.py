@@ -1,0 +1,387 @@
+"""The recorded world seen from elsewhere: warp frames with depth to a camera pose near theirs.
+
+With w = 1 / depth, the source pixel p = (u, v, 1) lies in the target at (Hartley and Zisserman,
+section 9.5)
+
+    q = K R K^-1 p + w K t,    p' = q / q_2,    w' = w / q_2,
+
+so the sky (w = 0) only rotates, and on a plane w = a . p is linear in p. Each source goes through
+
+1. splat: every pixel leaves its w' in the target cell it falls into, and the nearest wins. Colour
+   is never splatted: w' is a first guess of the target's depth, no more;
+2. fill: cracks and holes of that guess take the value of their neighbours, then of coarser cells;
+3. refine: the ray of each target pixel meets the plane of the source pixel that the guess leads
+   to, at x = a . r / (1 - a . b) with r = K R^T K^-1 p' and b = -K R^T t; then once more. On a
+   plane, such as the road, this is exact whatever the guess, so lane lines have no cracks;
+4. check: both meetings lie within a pixel of each other in the source, inside its image, on a
+   known depth. A pixel that fails was hidden or out of view, and is left to the next source;
+5. sample the source's colour there, bilinearly.
+
+Pixels that no source saw are invented: out of view, the border is drawn out along the rays through
+the first source's principal point, which on the ground is the direction of travel, so that lane
+lines go on; behind an obstacle, the farther neighbour in the row is drawn out.
+
+The world is taken as static: a frame from another time shows moving cars where they were. Lens
+distortion and changes of light are unknown here.
+"""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64, UInt8
+from torch import Tensor
+from torch.nn.functional import grid_sample, hardshrink, interpolate, pad
+
+from drive_envs.camera import Camera
+
+Images = UInt8[Tensor, "batch source 3 height width"]
+Depths = Float[Tensor, "batch source height width"]
+Transforms = Float[Tensor, "batch source 4 4"]
+Color = Float[Tensor, "batch 3 height width"]
+Map = Float[Tensor, "batch height width"]
+Mask = Bool[Tensor, "batch height width"]
+Flat = Float[Tensor, "batch pixel"]
+Rays = Float[Tensor, "batch 3 pixel"]
+
+NEAR = 0.1  # metres: nothing comes nearer to a camera
+HOLE = -1.0  # an inverse depth that is not known
+MAX_SLOPE = 0.25  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
+MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one target pixel
+MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
+TIE = 1e-5  # 1/m per pixel: of surfaces as far, prefer the one nearer in the image
+PASS_PIXELS = 1 << 17  # a pass works on as many, to keep its maps in the cache
+
+
+class Reprojected(NamedTuple):
+    """What the target camera sees; `valid` where some source really saw it."""
+
+    image: UInt8[Tensor, "batch 3 height width"]
+    valid: Bool[Tensor, "batch height width"]
+
+
+class Surface(NamedTuple):
+    """A source as one plane a pixel: w = `slope_u` u + `slope_v` v + `offset` (1/m, pixels)."""
+
+    slope_u: Map
+    slope_v: Map
+    offset: Map
+
+
+class Motion(NamedTuple):
+    """How pixels move between two cameras: q = `ray` p + w `shift`."""
+
+    ray: Float[Tensor, "batch 3 3"]
+    shift: Float[Tensor, "batch 3"]
+
+
+class Landing(NamedTuple):
+    """Where target pixels lie in a source: pixels (u, v), and q_2, positive in front of it."""
+
+    u: Flat
+    v: Flat
+    scale: Flat
+
+
+class View(NamedTuple):
+    """One source seen from the target; `hidden` where the source sees something nearer."""
+
+    color: Color
+    w: Map
+    seen: Mask
+    hidden: Mask
+
+
+@torch.no_grad()
+def reproject(
+    images: Images, depths: Depths, target_from_source: Transforms, camera: Camera
+) -> Reprojected:
+    """Draw what `camera` sees at the target poses from source frames of the same camera.
+
+    `images` (B, S, 3, H, W) uint8 and `depths` (B, S, H, W) planar metres (sky inf, unknown NaN)
+    are S sources in order of preference: a later one only fills what the earlier did not see.
+    `target_from_source` (B, S, 4, 4) takes camera-frame points of a source to the target's.
+    Works on the device of its arguments. Raises ValueError where shapes and camera disagree.
+    """
+    check_shapes(images, depths, target_from_source, camera)
+    size = max(1, PASS_PIXELS // (camera.width * camera.height))
+    passes = zip(
+        images.split(size), depths.split(size), target_from_source.split(size), strict=True
+    )
+    parts = [reproject_pass(*part, camera) for part in passes]
+    return Reprojected(*(torch.cat(part) for part in zip(*parts, strict=True)))
+
+
+def check_shapes(
+    images: Tensor, depths: Tensor, target_from_source: Tensor, camera: Camera
+) -> None:
+    """Raise ValueError, with the sizes, unless the arguments of `reproject` fit each other."""
+    batch, num_sources = images.shape[:2]
+    if images.shape[2:] != (3, camera.height, camera.width):
+        raise ValueError(
+            f"source images {tuple(images.shape[2:])} do not fit a camera of "
+            f"{(3, camera.height, camera.width)}: scale the camera first (Camera.scaled)"
+        )
+    if depths.shape != (batch, num_sources, camera.height, camera.width):
+        raise ValueError(
+            f"depths {tuple(depths.shape)} do not match the images {tuple(images.shape)}: "
+            "every source needs a depth map of its own size"
+        )
+    if target_from_source.shape != (batch, num_sources, 4, 4):
+        raise ValueError(
+            f"target_from_source {tuple(target_from_source.shape)} must be one 4 x 4 matrix a "
+            f"source, {(batch, num_sources, 4, 4)}"
+        )
+    if batch == 0 or num_sources == 0:
+        raise ValueError(f"nothing to reproject: {batch} images from {num_sources} sources each")
+    if not target_from_source.isfinite().all():
+        raise ValueError("target_from_source has entries that are not finite: check the poses")
+
+
+def reproject_pass(
+    images: Images, depths: Depths, target_from_source: Transforms, camera: Camera
+) -> Reprojected:
+    """Reproject as many images as fit the cache."""
+    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], camera)
+    for source in range(1, images.shape[1]):
+        if seen.all():
+            break
+        view = see(images[:, source], depths[:, source], target_from_source[:, source], camera)
+        new = view.seen & ~seen
+        weight = new.to(w.dtype)
+        color = color.lerp_(view.color, weight[:, None])
+        w = w.lerp_(view.w, weight)
+        seen, hidden = seen | new, hidden & ~new
+    if hidden.any():
+        color = draw_out_background(color, w, hidden)
+    return Reprojected(color.add_(0.5).to(torch.uint8), seen)
+
+
+def see(
+    image: UInt8[Tensor, "batch 3 height width"],
+    depth: Map,
+    target_from_source: Float[Tensor, "batch 4 4"],
+    camera: Camera,
+) -> View:
+    """Take one source through the five steps of the module's page, drawn out beyond its view."""
+    there, back = motions(target_from_source, camera)
+    pixels = pixel_grid(camera, depth.device)
+    w_source = depth.reciprocal().nan_to_num_(HOLE)
+    unknown = w_source < 0
+    has_unknown = bool(unknown.any())
+
+    guess = fill(close(splat(w_source, there, pixels)))
+    surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, pixels)
+    rays = back.ray @ pixels
+    w = guess.flatten(1).clamp_(min=0)
+    w = refine(land(w, rays, back), surface, rays, back, camera)
+    first = land(w, rays, back)
+    w = refine(first, surface, rays, back, camera)
+    second = land(w, rays, back)
+
+    moved = torch.maximum((second.u - first.u).abs_(), (second.v - first.v).abs_())
+    agree = (moved <= MAX_DISAGREEMENT).view_as(depth)
+    judged = is_in_view(second, camera).view_as(depth)
+    if has_unknown:
+        judged &= ~unknown.flatten(1).gather(1, pixel_of(second, camera)).view_as(depth)
+    color = sample(image, draw_in(second, camera))
+    return View(color, w.view_as(depth), judged & agree, judged & ~agree)
+
+
+def motions(
+    target_from_source: Float[Tensor, "batch 4 4"], camera: Camera
+) -> tuple[Motion, Motion]:
+    """Return how pixels move from the source to the target, and back."""
+    intrinsics, inverse = intrinsics_and_inverse(camera, target_from_source.device)
+    rotation, translation = target_from_source[:, :3, :3], target_from_source[:, :3, 3:]
+    there = Motion(intrinsics @ rotation @ inverse, (intrinsics @ translation)[..., 0])
+    rotation, translation = rotation.mT, -rotation.mT @ translation
+    back = Motion(intrinsics @ rotation @ inverse, (intrinsics @ translation)[..., 0])
+    return there, back
+
+
+@lru_cache(maxsize=8)
+def intrinsics_and_inverse(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return K and K^-1 (3, 3) in float32."""
+    intrinsics = camera.intrinsics
+    return intrinsics.to(device, torch.float32), intrinsics.inverse().to(device, torch.float32)
+
+
+@lru_cache(maxsize=8)
+def pixel_grid(camera: Camera, device: torch.device) -> Float[Tensor, "3 pixel"]:
+    """Homogeneous pixel centres (u, v, 1), row by row."""
+    v, u = torch.meshgrid(
+        torch.arange(camera.height, device=device) + 0.5,
+        torch.arange(camera.width, device=device) + 0.5,
+        indexing="ij",
+    )
+    return torch.stack([u, v, torch.ones_like(u)]).flatten(1)
+
+
+def surface_from_inverse_depth(w: Map, pixels: Float[Tensor, "3 pixel"]) -> Surface:
+    """Fit a plane to every pixel from its neighbours in row and column."""
+    slope_u, slope_v = slope(w, dim=2), slope(w, dim=1)
+    u, v, _ = pixels.view(3, *w.shape[1:])
+    offset = torch.addcmul(w, slope_u, u, value=-1).addcmul_(slope_v, v, value=-1)
+    return Surface(slope_u, slope_v, offset)
+
+
+def slope(w: Map, dim: int) -> Map:
+    """Differentiate along `dim`: the smaller of both differences, so that no edge is crossed.
+
+    Zero where the differences have opposite signs (minmod) and at edges on both sides.
+    """
+    length = w.shape[dim]
+    result = torch.zeros_like(w)
+    if length < 3:
+        return result
+    step = w.narrow(dim, 1, length - 1) - w.narrow(dim, 0, length - 1)
+    left, right = step.narrow(dim, 0, length - 2), step.narrow(dim, 1, length - 2)
+    falling = torch.maximum(left, right).clamp_(max=0)
+    torch.add(
+        torch.minimum(left, right).clamp_(min=0), falling, out=result.narrow(dim, 1, length - 2)
+    )
+    result.select(dim, 0).copy_(step.select(dim, 0))
+    result.select(dim, length - 1).copy_(step.select(dim, length - 2))
+    return result.sub_(hardshrink(result, MAX_SLOPE))
+
+
+def splat(w: Map, there: Motion, pixels: Float[Tensor, "3 pixel"]) -> Map:
+    """Drop every source pixel into its target cell: the largest w' of each cell, else HOLE.
+
+    Points behind the near plane, out of the image or of unknown depth fall into a margin of one
+    cell around the image, which is cut off.
+    """
+    batch, height, width = w.shape
+    w = w.flatten(1)
+    q = torch.addcmul(there.ray @ pixels, w[:, None], there.shift[..., None])
+    inverse = q[:, 2].reciprocal()
+    w_there = w * inverse
+    slack = torch.minimum(torch.minimum(w_there, 1 / NEAR - w_there), q[:, 2] - MIN_SCALE)
+    column = (q[:, 0] * inverse).floor_().clamp_(-1, width)
+    row = (q[:, 1] * inverse).floor_().clamp_(-1, height)
+    cell = row.add_(1).mul_(width + 2).add_(column.add_(1))
+    cell = cell.mul_(slack >= 0).long()
+    margined = w.new_full((batch, (height + 2) * (width + 2)), HOLE)
+    margined.scatter_reduce_(1, cell, w_there, "amax")
+    return margined.view(batch, height + 2, width + 2)[:, 1:-1, 1:-1].contiguous()
+
+
+def close(w: Map) -> Map:
+    """Raise every value to the smaller of its two neighbours in column, then row, in place.
+
+    This closes cracks one pixel wide, through which the background would show; planes stay.
+    """
+    for dim in (1, 2):
+        length = w.shape[dim]
+        if length > 2:
+            middle = w.narrow(dim, 1, length - 2)
+            around = torch.minimum(w.narrow(dim, 0, length - 2), w.narrow(dim, 2, length - 2))
+            torch.maximum(middle, around, out=middle)
+    return w
+
+
+def fill(w: Map) -> Map:
+    """Give every HOLE the nearest surface of the smallest pyramid cell around it that has one."""
+    height, width = w.shape[1:]
+    if height == 1 and width == 1:
+        return w
+    if height % 2 or width % 2:
+        even = pad(w, (0, width % 2, 0, height % 2), value=HOLE)
+        return fill(even)[:, :height, :width]
+    rows = torch.maximum(w[:, ::2], w[:, 1::2])
+    coarse = fill(torch.maximum(rows[..., ::2], rows[..., 1::2]))
+    coarse = interpolate(coarse[:, None], scale_factor=2, mode="nearest")[:, 0]
+    return torch.addcmul(w, w.clamp(HOLE, 0), w - coarse)
+
+
+def land(w: Flat, rays: Rays, back: Motion) -> Landing:
+    """Find the source pixels of target pixels of inverse depth `w`."""
+    u = torch.addcmul(rays[:, 0], w, back.shift[:, :1])
+    v = torch.addcmul(rays[:, 1], w, back.shift[:, 1:2])
+    scale = torch.addcmul(rays[:, 2], w, back.shift[:, 2:])
+    inverse = scale.clamp(min=MIN_SCALE).reciprocal_()
+    return Landing(u.mul_(inverse), v.mul_(inverse), scale)
+
+
+def refine(landing: Landing, surface: Surface, rays: Rays, back: Motion, camera: Camera) -> Flat:
+    """Meet the planes of the source pixels landed in, at x = a . r / (1 - a . b) >= 0."""
+    pixel = pixel_of(landing, camera)
+    a_u, a_v, a_1 = (values.flatten(1).gather(1, pixel) for values in surface)
+    b_u, b_v, b_1 = back.shift.split(1, dim=1)
+    above = (a_1 * rays[:, 2]).addcmul_(a_u, rays[:, 0]).addcmul_(a_v, rays[:, 1])
+    below = (1 - a_1 * b_1).addcmul_(a_u, b_u, value=-1).addcmul_(a_v, b_v, value=-1)
+    return above.div_(below.clamp_(min=MIN_SCALE)).clamp_(0, 1 / NEAR)
+
+
+def pixel_of(landing: Landing, camera: Camera) -> Int64[Tensor, "batch pixel"]:
+    """Index the pixels landed in, row by row; out of view the nearest on the border."""
+    column = landing.u.floor().clamp_(0, camera.width - 1)
+    row = landing.v.floor().clamp_(0, camera.height - 1)
+    return torch.add(column, row, alpha=camera.width).long()
+
+
+def is_in_view(landing: Landing, camera: Camera) -> Bool[Tensor, "batch pixel"]:
+    """Tell which landings are in front of the source camera and inside its image."""
+    margin_u = torch.minimum(landing.u, camera.width - landing.u)
+    margin_v = torch.minimum(landing.v, camera.height - landing.v)
+    margin = torch.minimum(torch.minimum(margin_u, margin_v), landing.scale - MIN_SCALE)
+    return margin >= 0
+
+
+def draw_in(landing: Landing, camera: Camera) -> Float[Tensor, "batch 2 pixel"]:
+    """Pull landings out of view straight to the principal point, until they are on the border.
+
+    Returns coordinates for `grid_sample`: -1 and 1 are the borders of the image.
+    """
+    from_u, from_v = landing.u - camera.center_u, landing.v - camera.center_v
+    excess = torch.maximum(
+        overshoot(from_u, camera.center_u, camera.width),
+        overshoot(from_v, camera.center_v, camera.height),
+    )
+    shrink = excess.clamp_(min=1).reciprocal_()
+    grid = torch.stack([from_u.mul_(shrink), from_v.mul_(shrink)], dim=1)
+    grid[:, 0].mul_(2 / camera.width).add_(2 * camera.center_u / camera.width - 1)
+    grid[:, 1].mul_(2 / camera.height).add_(2 * camera.center_v / camera.height - 1)
+    return grid
+
+
+def overshoot(offset: Flat, center: float, length: int) -> Flat:
+    """Divide an offset from the principal point by that of the border on its side."""
+    below, above = max(center, 0.5), max(length - center, 0.5)
+    return torch.maximum(offset / above, offset / -below)
+
+
+def sample(
+    image: UInt8[Tensor, "batch 3 height width"], grid: Float[Tensor, "batch 2 pixel"]
+) -> Color:
+    """Interpolate an image bilinearly at `grid`, as float in [0, 255]."""
+    points = grid.view(len(grid), 2, *image.shape[2:]).permute(0, 2, 3, 1)
+    return grid_sample(image.to(grid.dtype), points, padding_mode="border", align_corners=False)
+
+
+def draw_out_background(color: Color, w: Map, hidden: Mask) -> Color:
+    """Give hidden pixels the colour of the farther of the two nearest donors in the row, in place.
+
+    Pixels next to a hidden one are no donors, as the obstacle's outline bleeds into them. Of two
+    as far, the one nearer in the image is taken. A row without donors keeps its colours.
+    """
+    width = w.shape[2]
+    image, row = hidden.any(dim=2).nonzero(as_tuple=True)
+    hidden, w = hidden[image, row], w[image, row]
+    is_donor = ~hidden
+    is_donor[:, 1:] &= ~hidden[:, :-1]
+    is_donor[:, :-1] &= ~hidden[:, 1:]
+    number = torch.arange(1, width + 1, device=w.device)
+    left = (is_donor * number).cummax(1).values - 1
+    right = width - (is_donor.flip(1) * number).cummax(1).values.flip(1)
+
+    line, column = hidden.nonzero(as_tuple=True)
+    left, right = left[line, column], right[line, column]
+    w_left = w[line, left.clamp(min=0)] + TIE * (column - left)
+    w_right = w[line, right.clamp(max=width - 1)] + TIE * (right - column)
+    is_left = (left >= 0) & ((right >= width) | (w_left <= w_right))
+    donor = torch.where(is_left, left, torch.where(right < width, right, column))
+    image, row = image[line], row[line]
+    color[image, :, row, column] = color[image, :, row, donor]
+    return color
