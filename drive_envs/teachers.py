@@ -1,0 +1,218 @@
+"""What a good driver would do from here: the `path` teacher, and what the recorded one did.
+
+The teacher converges onto the recorded path as a critically damped spring of rate w would, but no
+harder than is comfortable: e'' = -clip(w^2 e + 2 w e', -a, a) for the lateral offset e, and
+likewise for the error in station (how far the car is ahead of the recorded one), so that it ends
+where the person was, when he was there. That has a closed form: a parabola up to the time when the
+spring asks for no more than a, then
+
+    e(t) = (e1 + (e1' + w e1) t) exp(-w t)
+
+and whoever follows such a plan for a while and plans again gets the rest of the same plan. A plan
+is this motion in the Frenet frame of the path, p(s) + e n(s), differentiated analytically, so its
+15 values agree.
+
+The action is the curvature of the same motion, begun at the state that the car will have when the
+command takes effect: the teacher knows the car's delay, lag, gain and wind, and what was sent.
+It knows the path and nothing else: no lanes, no other cars.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from drive_envs.path import (
+    MIN_METRIC,
+    PathOffset,
+    PathPoint,
+    Paths,
+    RecordedPath,
+    gather_paths,
+)
+from drive_envs.plan import MIN_SPEED, NUM_POINTS, STEP, TIMES, plan_from_motion
+from drive_envs.vehicle import (
+    MAX_LATERAL_ACCELERATION,
+    MIN_WIND_SPEED,
+    Vehicle,
+    VehicleState,
+    limit,
+    predict,
+)
+
+LATERAL_RATE = 0.9  # 1/s, w across the path
+COMFORT = 2.0  # m/s^2, a across the path: the correction alone, not the path's own curve
+LEAST_COMFORT = 0.5  # m/s^2, even where a curve alone takes all that the car can do
+COMFORT_CURVATURE = 0.15  # 1/m, at low speed: what the correction may add to the path's curvature
+LONGITUDINAL_RATE = 0.5  # 1/s
+LONGITUDINAL_COMFORT = 1.5  # m/s^2
+
+Scenes = Float[Tensor, " batch"]
+Points = Float[Tensor, "batch num_points"]
+
+
+class Targets(NamedTuple):
+    """What to imitate: a plan in SI units, where it is known, and (curvature, acceleration)."""
+
+    plan: Float[Tensor, "batch 33 15"]
+    valid: Bool[Tensor, "batch 33"]
+    action: Float[Tensor, "batch 2"]
+
+
+class Decay(NamedTuple):
+    """A critically damped error and its first two derivatives."""
+
+    value: Points
+    rate: Points
+    acceleration: Points
+
+
+class Motion(NamedTuple):
+    """A motion along a path: velocity and acceleration are (tangential, normal) at `point`."""
+
+    point: PathPoint
+    lateral: Points
+    velocity: tuple[Points, Points]
+    acceleration: tuple[Points, Points]
+    valid: Bool[Tensor, "batch num_points"]
+
+    @property
+    def yaw_rate(self) -> Points:
+        """Turn of the velocity, rad/s; at less than `MIN_SPEED` as if at that speed."""
+        (forward, left), (along, across) = self.velocity, self.acceleration
+        squared_speed = (forward**2 + left**2).clamp(min=MIN_SPEED**2)
+        return (forward * across - left * along) / squared_speed
+
+    @property
+    def curvature(self) -> Points:
+        """Curvature of the motion's track, 1/m."""
+        forward, left = self.velocity
+        return self.yaw_rate / torch.hypot(forward, left).clamp(min=MIN_SPEED)
+
+
+def settle(error: Scenes, rate: Scenes, w: float, most: Scenes, time: Points) -> Decay:
+    """Let errors die out: e, e' and e'' at (batch, num_points) seconds, |e''| at most `most` > 0.
+
+    The parabola ends where w^2 e + 2 w e' = a (a being `most` with the sign of the pull); with
+    x, y, the error and its rate in units of that sign, at the positive root t of
+    a w^2 t^2 / 2 + (2 w a - w^2 y) t = w^2 x + 2 w y - a.
+    """
+    pull = w**2 * error + 2 * w * rate
+    excess = (pull.abs() - most).clamp(min=0.0)
+    half, slope = 0.5 * most * w**2, 2 * w * most - w**2 * rate * pull.sign()
+    until = ((slope**2 + 4 * half * excess).sqrt() - slope) / (2 * half)
+    until = torch.where(excess > 0, until, 0.0)[:, None]
+    error, rate, braking = error[:, None], rate[:, None], (most * pull.sign())[:, None]
+
+    forced = torch.minimum(time, until)
+    error = error + rate * forced - 0.5 * braking * forced**2
+    rate = rate - braking * forced
+    free = time - forced
+    line, fall = error + (rate + w * error) * free, torch.exp(-w * free)
+    value, change = line * fall, (rate + w * error - w * line) * fall
+    spring = -(w**2) * value - 2 * w * change
+    return Decay(value, change, torch.where(time < until, -braking, spring))
+
+
+def convergence(
+    paths: Paths, offset: PathOffset, speed: Scenes, start: Scenes, time: Points
+) -> Motion:
+    """Return the motion that leads from an offset onto the recorded path.
+
+    `offset` and `speed` are the car's at `start` seconds into the scene; the motion is evaluated at
+    `time` (batch, num_points) seconds after that.
+    """
+    now = paths.at_time(start[:, None])
+    here = paths.at_station(offset.station[:, None]).curvature[:, 0]
+    metric = (1 - here * offset.lateral).clamp(min=MIN_METRIC)
+    rate = speed * offset.heading.sin()
+    # The correction adds to the curve's own acceleration, and the car does only so much in all.
+    side = torch.sign(LATERAL_RATE * offset.lateral + 2 * rate)
+    room = (MAX_LATERAL_ACCELERATION + side * here * speed**2).clamp(min=LEAST_COMFORT, max=COMFORT)
+    comfort = torch.minimum(room, COMFORT_CURVATURE * speed**2).clamp(min=1e-3)
+    lateral = settle(offset.lateral, rate, LATERAL_RATE, comfort, time)
+
+    ahead = offset.station - now.station[:, 0]
+    gain = speed * offset.heading.cos() / metric - now.speed[:, 0]
+    comfort = torch.full_like(gain, LONGITUDINAL_COMFORT)
+    lead = settle(ahead, gain, LONGITUDINAL_RATE, comfort, time)
+
+    recorded = paths.at_time(start[:, None] + time)
+    point = paths.at_station(recorded.station + lead.value)
+    pace = (recorded.speed + lead.rate).clamp(min=0.0)
+    metric = (1 - point.curvature * lateral.value).clamp(min=MIN_METRIC)
+    push = (recorded.acceleration + lead.acceleration) * metric
+    bend = 2 * point.curvature * pace * lateral.rate
+    along = push - point.curvature_slope * pace**2 * lateral.value - bend
+    across = point.curvature * pace**2 * metric + lateral.acceleration
+    return Motion(
+        point, lateral.value, (pace * metric, lateral.rate), (along, across), recorded.valid
+    )
+
+
+def plan_from_convergence(pose: Float[Tensor, "batch 3"], motion: Motion) -> Tensor:
+    """Express a motion at `TIMES` as plans (batch, 33, 15) in the ego frame of world poses."""
+    yaw = motion.point.yaw
+    cos, sin = yaw.cos(), yaw.sin()
+
+    def in_world(vector: tuple[Tensor, Tensor]) -> Tensor:
+        along, across = vector
+        return torch.stack([cos * along - sin * across, sin * along + cos * across], dim=-1)
+
+    forward, left = motion.velocity
+    return plan_from_motion(
+        pose,
+        motion.point.position + in_world((torch.zeros_like(yaw), motion.lateral)),
+        in_world(motion.velocity),
+        in_world(motion.acceleration),
+        yaw + torch.atan2(left, forward),
+        motion.yaw_rate,
+    )
+
+
+def teach(
+    paths: Paths, offset: PathOffset, state: VehicleState, vehicle: Vehicle, step: int
+) -> Targets:
+    """Say what to do in each scene at `step`: the plan from here, and the command to send now.
+
+    `offset` is `paths.project(state.pose, ...)`. The action respects the car's limits.
+    """
+    batch = len(offset.station)
+    start = torch.full_like(offset.station, step * STEP)
+    time = TIMES.expand(batch, NUM_POINTS)
+    motion = convergence(paths, offset, state.speed, start, time)
+    plan = plan_from_convergence(state.pose, motion)
+    forward, along = motion.velocity[0][:, 0], motion.acceleration[0][:, 0]
+    left, across = motion.velocity[1][:, 0], motion.acceleration[1][:, 0]
+    acceleration = (forward * along + left * across) / torch.hypot(forward, left).clamp(min=1e-3)
+
+    latency = vehicle.delay + vehicle.lag
+    pose = predict(state, vehicle, step, latency, acceleration)
+    speed = (state.speed + acceleration * latency).clamp(min=0.0)
+    guess = offset.station + latency * (state.speed + speed) / 2
+    later = paths.project(pose, guess)
+    # A command is held for one step: take the curvature half-way through it.
+    half = torch.full_like(time[:, :1], STEP / 2)
+    curvature = convergence(paths, later, speed, start + latency, half).curvature[:, 0]
+    drift = vehicle.wind[:, step] / speed.clamp(min=MIN_WIND_SPEED) ** 2
+    command = (curvature - drift) / vehicle.gain
+    action = limit(torch.stack([command, acceleration], dim=-1), state)
+    return Targets(plan=plan, valid=motion.valid, action=action)
+
+
+def recorded_targets(path: RecordedPath, rows: Int[Tensor, " batch"]) -> Targets:
+    """Return what the person did at some rows of a recording, seen from where he was.
+
+    The plan is the recorded future, valid up to the recording's end; the action is the recorded
+    curvature and acceleration. Rows need their context (`NUM_PAST` rows) before them.
+    """
+    starts = rows.tolist()
+    paths = gather_paths([path] * len(starts), starts, num_steps=0)
+    zero = torch.zeros(len(starts), dtype=torch.float64)
+    offset = PathOffset(station=path.station[rows], lateral=zero, heading=zero)
+    time = TIMES.expand(len(starts), NUM_POINTS)
+    motion = convergence(paths, offset, path.speed[rows], zero, time)
+    action = torch.stack([path.curvature[rows], path.acceleration[rows]], dim=-1)
+    plan = plan_from_convergence(path.poses[rows], motion)
+    return Targets(plan=plan, valid=motion.valid, action=action)
