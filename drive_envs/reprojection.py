@@ -49,6 +49,8 @@ HOLE = -1.0  # an inverse depth that is not known
 MAX_SLOPE = 0.25  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
 MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one target pixel
 MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
+EDGE = 0.002  # 1/m: a step of inverse depth beyond the slope that is an edge
+NEIGHBOURS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
 TIE = 1e-5  # 1/m per pixel: of surfaces as far, prefer the one nearer in the image
 PASS_PIXELS = 1 << 17  # a pass works on as many, to keep its maps in the cache
 
@@ -184,8 +186,12 @@ def see(
     judged = is_in_view(second, camera).view_as(depth)
     if has_unknown:
         judged &= ~unknown.flatten(1).gather(1, pixel_of(second, camera)).view_as(depth)
+    seen, hidden = judged & agree, judged & ~agree
+    if hidden.any():
+        outline = outlines(seen & grow(hidden), second, w_source, surface, camera)
+        seen, hidden = seen & ~outline, hidden | outline
     color = sample(image, draw_in(second, camera))
-    return View(color, w.view_as(depth), judged & agree, judged & ~agree)
+    return View(color, w.view_as(depth), seen, hidden)
 
 
 def motions(
@@ -327,6 +333,38 @@ def is_in_view(landing: Landing, camera: Camera) -> Bool[Tensor, "batch pixel"]:
     margin_v = torch.minimum(landing.v, camera.height - landing.v)
     margin = torch.minimum(torch.minimum(margin_u, margin_v), landing.scale - MIN_SCALE)
     return margin >= 0
+
+
+def grow(mask: Mask) -> Mask:
+    """Add the eight neighbours of every pixel set."""
+    wide = mask.clone()
+    wide[..., 1:] |= mask[..., :-1]
+    wide[..., :-1] |= mask[..., 1:]
+    high = wide.clone()
+    high[:, 1:] |= wide[:, :-1]
+    high[:, :-1] |= wide[:, 1:]
+    return high
+
+
+def outlines(suspects: Mask, landing: Landing, w: Map, surface: Surface, camera: Camera) -> Mask:
+    """Tell which suspects land beside something nearer, whose colour has bled into the source.
+
+    Left in place, they would draw the outline of an obstacle where it no longer is.
+    """
+    image, target = suspects.flatten(1).nonzero(as_tuple=True)
+    source = pixel_of(landing, camera)[image, target]
+    row, column = source // camera.width, source % camera.width
+    slope_u, slope_v, _ = surface
+    slack = EDGE + 2 * (slope_u[image, row, column].abs() + slope_v[image, row, column].abs())
+    limit = w[image, row, column] + slack
+    nearer = torch.zeros_like(image, dtype=torch.bool)
+    for down, right in NEIGHBOURS:
+        beside_row = (row + down).clamp(0, camera.height - 1)
+        beside_column = (column + right).clamp(0, camera.width - 1)
+        nearer |= w[image, beside_row, beside_column] > limit
+    result = torch.zeros_like(suspects)
+    result.flatten(1)[image, target] = nearer
+    return result
 
 
 def draw_in(landing: Landing, camera: Camera) -> Float[Tensor, "batch 2 pixel"]:
