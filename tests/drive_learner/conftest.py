@@ -8,6 +8,7 @@ from drive_envs.frames import encode_image
 from drive_envs.protocol import NUM_CONTEXT, Rollout
 from drive_envs.segment import Segment
 from drive_envs.segments import open_dataset, write_segments
+from drive_learner.local_cluster import local_cluster
 
 WIDTH, HEIGHT = 32, 16
 
@@ -116,3 +117,9 @@ def dataset_of(tmp_path):
         return open_dataset(tmp_path / "drives.parquet")
 
     return write
+
+
+@pytest.fixture(scope="module")
+def local_ray():
+    with local_cluster(num_cpus=2, object_store_mb=200):
+        yield
