@@ -73,30 +73,30 @@ class RecordedPath:
         return torch.cat([arc.new_zeros(1), arc.cumsum(0)])
 
 
-def path_from_segment(segment: Segment) -> RecordedPath:
-    """Flatten a recording to the ground.
+def path_from_segment(segment: Segment, rows: slice = slice(None)) -> RecordedPath:
+    """Flatten a recording, or some consecutive rows of it, to the ground.
 
     The recorded yaw is where the body points, and a body may travel at a small angle to it; the
     path's yaw is the direction of travel (of a cubic spline through the positions), as the
     simulated car, which has no side slip, must point to follow it. At less than 2 m/s it is the
     recorded yaw.
     """
-    position = torch.from_numpy(segment.position)
-    matrix = matrix_from_quaternion(position, torch.from_numpy(segment.quaternion))
+    position, time = torch.from_numpy(segment.position[rows]), segment.time[rows]
+    matrix = matrix_from_quaternion(position, torch.from_numpy(segment.quaternion[rows]))
     poses = planar_from_matrix(matrix)
-    velocity = torch.from_numpy(segment.velocity[:, :2])
+    velocity = torch.from_numpy(segment.velocity[rows, :2])
     yaw = poses[:, 2]
     speed = (velocity[:, 0] * yaw.cos() + velocity[:, 1] * yaw.sin()).clamp(min=0.0)
-    if len(segment) > 3:
-        travel = CubicSpline(segment.time, segment.position[:, :2]).derivative()(segment.time)
+    if len(time) > 3:
+        travel = CubicSpline(time, position[:, :2].numpy()).derivative()(time)
         slip = wrap(torch.from_numpy(np.arctan2(travel[:, 1], travel[:, 0])) - yaw)
         yaw = yaw + torch.where(speed > SLIP_SPEED, slip, 0.0)
     yaw = torch.from_numpy(np.unwrap(yaw.numpy()))
     return RecordedPath(
-        time=torch.from_numpy(segment.time),
+        time=torch.from_numpy(time),
         poses=torch.cat([poses[:, :2], yaw[:, None]], dim=-1),
         speed=speed,
-        desire=torch.from_numpy(segment.desire.astype(np.int64)),
+        desire=torch.from_numpy(segment.desire[rows].astype(np.int64)),
     )
 
 
@@ -212,6 +212,15 @@ class Paths:
         cos, sin = yaw.cos(), yaw.sin()
         turn = pose[:, 2] - yaw
         return cos * dx + sin * dy, cos * dy - sin * dx, turn, point.curvature[:, 0]
+
+    def stretch(self, offset: PathOffset) -> Float[Tensor, " batch"]:
+        """Return how far a car at an offset travels for each metre of station.
+
+        Outside of a curve and at an angle it is more than one: (1 - kappa e) / cos(heading).
+        """
+        curvature = self.at_station(offset.station[:, None]).curvature[:, 0]
+        metric = (1 - curvature * offset.lateral).clamp(min=MIN_METRIC)
+        return metric / offset.heading.cos().clamp(min=MIN_METRIC)
 
     def displaced(
         self, row: int, lateral: Float[Tensor, " batch"], heading: Float[Tensor, " batch"]

@@ -70,9 +70,8 @@ def drive(paths, lateral, heading, vehicle):
         errors.append(offset.lateral)
         demands.append(targets.action[:, 0] * speed**2)
         station = paths.station[:, NUM_PAST + step + 1]
-        curvature = paths.at_station(offset.station[:, None]).curvature[:, 0]
-        stretch = (1 - curvature * offset.lateral) / offset.heading.cos()
-        state = advance(state, targets.action, vehicle, step, (station - offset.station) * stretch)
+        distance = (station - offset.station) * paths.stretch(offset)
+        state = advance(state, targets.action, vehicle, step, distance)
     return torch.stack(errors), torch.stack(demands)
 
 

@@ -1,0 +1,382 @@
+"""The driving environment: a vehicle, a world, a teacher and a reward, composed.
+
+    action --vehicle--> pose --world--> images
+                          |---teacher--> plan, action
+                          `---reward---> scalar
+
+A scene begins with 2 s of recorded context, displaced as its start is, and ends when the car leaves
+the road (`terminated`) or reaches the anchor (`truncated`, from where a value may be bootstrapped).
+All scenes of a batch start together; one that is over is frozen until the next reset.
+
+With `longitudinal: recorded` the car keeps the station of the recorded one along the path, faster
+on the outside of a curve and slower inside, so that the frame recorded at the same time remains
+the one to look at. The environment knows nothing of policies, and nothing of where its world's
+images come from.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from time import perf_counter
+from typing import Any, Literal
+
+import gymnasium
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from drive_envs import reward as rewarding
+from drive_envs.path import NUM_PAST, PathOffset, Paths, gather_paths
+from drive_envs.plan import STEP
+from drive_envs.scenes import Scene, SceneSource
+from drive_envs.teachers import Targets, teach
+from drive_envs.vehicle import (
+    MAX_ACCELERATION,
+    MAX_CURVATURE,
+    MIN_ACCELERATION,
+    MIN_WIND_SPEED,
+    NUM_COMMANDS,
+    Vehicle,
+    VehicleConfig,
+    VehicleState,
+    advance,
+    draw,
+    limit,
+    preset,
+)
+from drive_envs.world import TimedWorld, World
+
+NUM_DESIRES = 3
+MAX_SPEED = 100.0  # m/s, of the observation space
+Observation = dict[str, np.ndarray]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnvConfig:
+    """The environment around a world.
+
+    width, height: of the images, as the world's. longitudinal: who chooses the speed.
+    max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
+    section 2: the warp's range is less than 4 m). How scenes are drawn is the sampler's.
+    """
+
+    width: int = 128
+    height: int = 64
+    vehicle: VehicleConfig = field(default_factory=lambda: preset("training"))
+    longitudinal: Literal["recorded", "policy"] = "recorded"
+    reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
+    max_lateral_error: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.longitudinal not in ("recorded", "policy"):
+            raise ValueError(f"longitudinal is '{self.longitudinal}'; use recorded or policy")
+        if not 0 < self.max_lateral_error <= 20:
+            raise ValueError(f"max_lateral_error is {self.max_lateral_error} m, not within 0..20")
+
+
+def observation_space(width: int, height: int) -> spaces.Dict:
+    """What a driver sees of one scene."""
+    image = spaces.Box(0, 255, (3, height, width), np.uint8)
+    command = action_space()
+    return spaces.Dict(
+        {
+            "narrow": image,
+            "wide": image,
+            "speed": spaces.Box(0.0, MAX_SPEED, (1,), np.float32),
+            "desire": spaces.Box(0.0, 1.0, (NUM_DESIRES,), np.float32),
+            "last_action": spaces.Box(2 * command.low, 2 * command.high, dtype=np.float32),
+        }
+    )
+
+
+def action_space() -> spaces.Box:
+    """Desired curvature in 1/m, positive left, and desired acceleration in m/s^2."""
+    low = np.array([-MAX_CURVATURE, MIN_ACCELERATION], np.float32)
+    return spaces.Box(low, np.array([MAX_CURVATURE, MAX_ACCELERATION], np.float32))
+
+
+class DrivingVectorEnv(VectorEnv):
+    """A batch of scenes, driven together; see the module.
+
+    Observations are dicts of numpy arrays (batch, ...): `narrow`, `wide` uint8 (3, H, W); `speed`
+    m/s (1,); `desire` one-hot (3,), a pulse; `last_action` (2,), as the car took it. Actions are
+    (batch, 2) float32, clipped to the car's limits.
+
+    info, of reset and step: `teacher_plan` (batch, 33, 15) SI, `teacher_plan_valid` (batch, 33),
+    `teacher_action` (batch, 2), `lateral_error` m and `heading_error` rad (batch,), `pose` (batch,
+    3) world, `active` (batch,), and `seconds`, the wall time of this call by phase ("decode" is
+    part of "render"). reset also has `context`: the 9 observations before the first, (9, batch,
+    ...).
+
+    `reset(seed, options)`: the same seed gives the same scenes and cars; `options["scenes"]` drives
+    given scenes. Raises ValueError when world and config disagree on the images' size.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
+
+    def __init__(
+        self, world: World, sampler: SceneSource, config: EnvConfig | None = None, num_envs: int = 1
+    ) -> None:
+        self.config = config or EnvConfig()
+        self.world, self.sampler, self.num_envs = world, sampler, num_envs
+        for name, camera in world.cameras.items():
+            if (camera.width, camera.height) != (self.config.width, self.config.height):
+                raise ValueError(
+                    f"the world's camera '{name}' is {camera.width} x {camera.height}, but the "
+                    f"environment's images are {self.config.width} x {self.config.height}: "
+                    "make them equal"
+                )
+        self.single_observation_space = observation_space(self.config.width, self.config.height)
+        self.single_action_space = action_space()
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.seconds: dict[str, float] = {}
+
+    @torch.inference_mode()
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start new scenes, all at once."""
+        super().reset(seed=seed)
+        self.seconds = {}
+        with self._timed("reset"):
+            root = int(self.np_random.integers(2**63))
+            rngs = [np.random.default_rng([root, index]) for index in range(self.num_envs)]
+            given = (options or {}).get("scenes")
+            self._begin([self.sampler(rng) for rng in rngs] if given is None else given, rngs)
+        context = [self._look_back(row) for row in range(NUM_PAST)]
+        self._observation = self._observe(self._active)
+        self._info = self._teach()
+        stacked = {key: np.stack([frame[key] for frame in context]) for key in context[0]}
+        return self._observation, self._info | {"context": stacked, "seconds": self.seconds}
+
+    @torch.inference_mode()
+    def step(
+        self, actions: np.ndarray
+    ) -> tuple[Observation, np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]:
+        """Drive one `STEP`; ValueError for actions that are not (batch, 2) finite numbers."""
+        self.seconds = {}
+        was_active = self._active
+        action = self._checked(actions)
+        with self._timed("vehicle"):
+            if was_active.any():
+                jerk = self._drive(action)
+                self._step += 1
+            else:
+                jerk = torch.zeros(self.num_envs, dtype=torch.float64)
+            left = was_active & (self._offset.lateral.abs() > self.config.max_lateral_error)
+            arrived = was_active & ~left & (self._step >= self._num_steps)
+            earned = rewarding.reward(
+                self._offset.lateral, self._offset.heading, jerk, self.config.reward
+            )
+            earned = torch.where(was_active & ~left, earned, 0.0)
+            self._active = was_active & ~left & ~arrived
+        if was_active.any():
+            kept = was_active.numpy()
+            self._observation = merged(kept, self._observe(was_active), self._observation)
+            self._info = merged(kept, self._teach(), self._info)
+        self._info["active"] = self._active.numpy().copy()
+        info = self._info | {"seconds": self.seconds}
+        return self._observation, earned.numpy(), left.numpy(), arrived.numpy(), info
+
+    def _begin(self, scenes: Sequence[Scene], rngs: list[np.random.Generator]) -> None:
+        """Put the cars at the start of their scenes, steering as they must have to get there."""
+        if len(scenes) != self.num_envs:
+            raise ValueError(f"{len(scenes)} scenes were given to {self.num_envs} environments")
+        self.world.reset(scenes)
+        longest = max(scene.num_steps for scene in scenes)
+        self._num_steps = torch.tensor([scene.num_steps for scene in scenes])
+        self._step, self._active = 0, torch.ones(self.num_envs, dtype=torch.bool)
+        self._paths = gather_paths([s.path for s in scenes], [s.start for s in scenes], longest)
+        num_frames = NUM_PAST + longest + 1
+        self._vehicle = draw(self.config.vehicle, rngs, longest + 1, num_frames)
+        self._lateral = torch.tensor([s.lateral_offset for s in scenes], dtype=torch.float64)
+        self._heading = torch.tensor([s.heading_offset for s in scenes], dtype=torch.float64)
+        self._past_actions = past_actions(self._paths, self._lateral, self._vehicle)
+        self._last_action = self._past_actions[:, -1]
+        pose = self._paths.displaced(NUM_PAST, self._lateral, self._heading)
+        self._offset = self._paths.project(pose, self._paths.station[:, NUM_PAST])
+        speed = self._paths.speed[:, NUM_PAST]
+        curvature = self._paths.curvature[:, NUM_PAST]
+        curvature = curvature / (1 - curvature * self._lateral)
+        self._state = VehicleState(
+            pose=pose,
+            speed=speed * self._paths.stretch(self._offset),
+            curvature=curvature - self._vehicle.wind[:, 0] / speed.clamp(min=MIN_WIND_SPEED) ** 2,
+            commands=self._past_actions[:, -NUM_COMMANDS:, 0].flip(1),
+        )
+
+    def _drive(self, action: Tensor) -> Tensor:
+        """Move the active cars by one step; return the lateral jerk of their commands, m/s^3."""
+        before, offset = self._state, self._offset
+        row = NUM_PAST + self._step
+        command = limit(action, before)
+        distance = None
+        if self.config.longitudinal == "recorded":
+            acceleration = self._paths.speed[:, row + 1] - self._paths.speed[:, row]
+            command = torch.stack([command[:, 0], acceleration / STEP], dim=-1)
+            ahead = self._paths.station[:, row + 1] - offset.station
+            distance = (ahead * self._paths.stretch(offset)).clamp(min=0.0)
+        after = advance(before, command, self._vehicle, self._step, distance)
+        guess = offset.station + STEP * after.speed / self._paths.stretch(offset)
+        offset = self._paths.project(after.pose, guess)
+        if distance is not None:
+            speed = self._paths.speed[:, row + 1] * self._paths.stretch(offset)
+            after = replace(after, speed=speed)
+        self._state = chosen(self._active, after, before)
+        self._offset = PathOffset(
+            *(torch.where(self._active, *pair) for pair in zip(offset, self._offset, strict=True))
+        )
+        self._last_action = torch.where(self._active[:, None], command, self._last_action)
+        return (command[:, 0] - before.commands[:, 0]) * before.speed**2 / STEP
+
+    def _teach(self) -> dict[str, np.ndarray]:
+        with self._timed("teacher"):
+            targets: Targets = teach(
+                self._paths, self._offset, self._state, self._vehicle, self._step
+            )
+            return {
+                "teacher_plan": targets.plan.float().numpy(),
+                "teacher_plan_valid": targets.valid.numpy(),
+                "teacher_action": targets.action.float().numpy(),
+                "lateral_error": self._offset.lateral.float().numpy(),
+                "heading_error": self._offset.heading.float().numpy(),
+                "pose": self._state.pose.numpy().copy(),
+                "active": self._active.numpy().copy(),
+            }
+
+    def _observe(self, active: Tensor) -> Observation:
+        row = NUM_PAST + self._step
+        return self._frame(row, self._state.pose, self._state.speed, self._last_action, active)
+
+    def _look_back(self, row: int) -> Observation:
+        """Show a row before the start: the recorded pose, displaced as the start is."""
+        pose = self._paths.displaced(row, self._lateral, self._heading)
+        speed = self._paths.speed[:, row] * (1 - self._paths.curvature[:, row] * self._lateral)
+        return self._frame(row, pose, speed, self._past_actions[:, row], self._active)
+
+    def _frame(
+        self, row: int, pose: Tensor, speed: Tensor, last_action: Tensor, active: Tensor
+    ) -> Observation:
+        lateral, turn = self._vehicle.jitter[:, row].unbind(-1)
+        x, y, yaw = pose.unbind(-1)
+        shaken = torch.stack([x - lateral * yaw.sin(), y + lateral * yaw.cos(), yaw + turn], -1)
+        with self._timed("render"):
+            images = self.world.render(shaken, row - NUM_PAST, active)
+        if isinstance(self.world, TimedWorld):
+            for phase, seconds in self.world.seconds.items():
+                self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
+        desire = one_hot(self._paths.desire[:, row], NUM_DESIRES)
+        return {
+            **images,
+            "speed": speed[:, None].clamp(0.0, MAX_SPEED).float().numpy(),
+            "desire": desire.float().numpy(),
+            "last_action": last_action.float().numpy(),
+        }
+
+    def _checked(self, actions: np.ndarray) -> Tensor:
+        action = torch.as_tensor(np.asarray(actions), dtype=torch.float64)
+        if action.shape != (self.num_envs, 2) or not action.isfinite().all():
+            raise ValueError(
+                f"actions are {tuple(action.shape)}, finite: {bool(action.isfinite().all())}; "
+                f"{self.num_envs} scenes need ({self.num_envs}, 2) finite numbers"
+            )
+        return action
+
+    @contextmanager
+    def _timed(self, phase: str) -> Iterator[None]:
+        begin = perf_counter()
+        yield
+        self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - begin
+
+
+def past_actions(paths: Paths, lateral: Tensor, vehicle: Vehicle) -> Tensor:
+    """Invert the car along the recording: the commands that made it drive there, (batch, 10, 2).
+
+    Command k was sent one step before row k (the last one a step before the start). It steers what
+    the path, displaced by `lateral` m, asks for a latency later, wind and gain accounted for.
+    """
+    sent = STEP * (torch.arange(NUM_PAST + 1, dtype=torch.float64) - NUM_PAST - 1)
+    sent = sent.expand(len(lateral), -1)
+    latency = (vehicle.delay + vehicle.lag)[:, None]
+    effect = paths.at_time(sent + latency + STEP / 2)
+    curvature = paths.at_station(effect.station).curvature
+    curvature = curvature / (1 - curvature * lateral[:, None])
+    drift = vehicle.wind[:, :1] / effect.speed.clamp(min=MIN_WIND_SPEED) ** 2
+    command = (curvature - drift) / vehicle.gain[:, None]
+    return torch.stack([command, paths.at_time(sent).acceleration], dim=-1)
+
+
+def chosen(mask: Tensor, one: VehicleState, other: VehicleState) -> VehicleState:
+    """Take the cars of `one` where the mask is set, of `other` elsewhere."""
+    return VehicleState(
+        pose=torch.where(mask[:, None], one.pose, other.pose),
+        speed=torch.where(mask, one.speed, other.speed),
+        curvature=torch.where(mask, one.curvature, other.curvature),
+        commands=torch.where(mask[:, None], one.commands, other.commands),
+    )
+
+
+def merged(mask: np.ndarray, new: Observation, old: Observation) -> Observation:
+    """Take rows of `new` where the mask is set, of `old` elsewhere; never the arrays of `old`."""
+    if mask.all():
+        return new
+    for key, value in new.items():
+        value[~mask] = old[key][~mask]
+    return new
+
+
+class DrivingEnv(gymnasium.Env):
+    """One scene at a time: `DrivingVectorEnv` with a batch of one, its first axis removed.
+
+    info has no `seconds`, which would make equal episodes differ; the attribute `seconds` has them.
+    `render` gives the wide image (H, W, 3).
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 5}  # noqa: RUF012
+
+    def __init__(
+        self,
+        world: World,
+        sampler: SceneSource,
+        config: EnvConfig | None = None,
+        render_mode: Literal["rgb_array"] | None = None,
+    ) -> None:
+        self._batch = DrivingVectorEnv(world, sampler, config, num_envs=1)
+        self.config, self.render_mode = self._batch.config, render_mode
+        self.observation_space = self._batch.single_observation_space
+        self.action_space = self._batch.single_action_space
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Wall time of the last call by phase."""
+        return self._batch.seconds
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start a new scene; `options["scenes"]` may give it, a list of one."""
+        super().reset(seed=seed)
+        observation, info = self._batch.reset(seed=seed, options=options)
+        self._image = observation["wide"][0].transpose(1, 2, 0)
+        context = {key: value[:, 0] for key, value in info.pop("context").items()}
+        return first(observation), first(info) | {"context": context}
+
+    def step(self, action: np.ndarray) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Drive one `STEP`."""
+        observation, reward, left, arrived, info = self._batch.step(np.asarray(action)[None])
+        self._image = observation["wide"][0].transpose(1, 2, 0)
+        return first(observation), float(reward[0]), bool(left[0]), bool(arrived[0]), first(info)
+
+    def render(self) -> np.ndarray | None:
+        """Return the last wide image, uint8 (H, W, 3), when made with `rgb_array`."""
+        return self._image if self.render_mode == "rgb_array" else None
+
+
+def first(batch: dict[str, Any]) -> dict[str, Any]:
+    """Take the only row of every array; what is not an array (`seconds`) stays out."""
+    return {key: value[0] for key, value in batch.items() if isinstance(value, np.ndarray)}

@@ -1,0 +1,210 @@
+"""The world as it was recorded, seen from where the car is now (PAPER.md section 2).
+
+Every image is warped from the frame that was recorded at the same time, which comes with a depth
+map, and, where `source_offsets` says so, from neighbours in time that fill what it did not see. The
+car's planar pose relative to the recorded one is applied to the recorded pose in space:
+world_from_car = world_from_recorded @ delta, so that the recorded pitch and roll stay.
+
+Other cars move as they did, whatever ours does. Nothing is known of places nobody looked at.
+"""
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isclose
+from time import perf_counter
+
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from drive_envs.camera import Camera, cameras
+from drive_envs.geometry import (
+    compose,
+    invert,
+    matrix_from_planar,
+    matrix_from_quaternion,
+    planar_from_matrix,
+)
+from drive_envs.reprojection import reproject
+from drive_envs.scenes import Scene
+from drive_envs.segment import Segment
+
+Frame = tuple[Tensor, Tensor]  # uint8 (3, H, W), float32 (H, W) metres
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReprojectiveConfig:
+    """How the recorded world is drawn.
+
+    width, height: pixels; recordings of another size are resized.
+    source_offsets: rows relative to the time-aligned one, in order of preference; (0, -5, 5) fills
+        what one frame did not see, at three times the cost.
+    cache_mb: decoded frames to keep, the most recently used.
+    device: of the warp; frames are decoded and kept on the CPU.
+    """
+
+    width: int = 128
+    height: int = 64
+    source_offsets: tuple[int, ...] = (0,)
+    cache_mb: int = 512
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if not self.source_offsets:
+            raise ValueError("reprojective.source_offsets is empty: it needs one source, such as 0")
+        if self.cache_mb < 0:
+            raise ValueError(f"reprojective.cache_mb is {self.cache_mb}; it must not be negative")
+
+
+class Reprojective:
+    """The World that recordings are; scenes come with a Segment as their source."""
+
+    def __init__(self, config: ReprojectiveConfig | None = None) -> None:
+        self.config = config or ReprojectiveConfig()
+        self.cameras = cameras(self.config.width, self.config.height)
+        self.seconds: dict[str, float] = {}
+        self._frames = FrameCache(self.config.cache_mb * 2**20)
+        self._scenes: list[tuple[Segment, int, Tensor]] = []
+
+    def reset(self, scenes: Sequence[Scene]) -> None:
+        """Begin with new scenes; ValueError when a source is no Segment or has other cameras."""
+        self._scenes = []
+        for scene in scenes:
+            if not isinstance(scene.source, Segment):
+                kind = type(scene.source).__name__
+                raise ValueError(f"Reprojective needs a Segment as a scene's source, got a {kind}")
+            check_cameras(scene.source, self.cameras)
+            world_from_ego = matrix_from_quaternion(
+                torch.from_numpy(scene.source.position), torch.from_numpy(scene.source.quaternion)
+            )
+            self._scenes.append((scene.source, scene.first_row + scene.start, world_from_ego))
+
+    def render(
+        self, poses: Float[Tensor, "batch 3"], step: int, active: Bool[Tensor, " batch"]
+    ) -> dict[str, np.ndarray]:
+        """Return uint8 (batch, 3, H, W) images of each camera, black where not active.
+
+        Raises SegmentError, which names file, segment and row, for a frame that is damaged or has
+        no depth.
+        """
+        self.seconds = {"decode": 0.0}
+        indices = active.nonzero()[:, 0].tolist()
+        shape = (len(poses), 3, self.config.height, self.config.width)
+        images = {name: np.zeros(shape, np.uint8) for name in self.cameras}
+        if not indices:
+            return images
+        rows = [self._source_rows(index, step) for index in indices]
+        car_from_source = torch.stack(
+            [
+                self._car_from_source(index, source_rows, poses[index])
+                for index, source_rows in zip(indices, rows, strict=True)
+            ]
+        )
+        for name, camera in self.cameras.items():
+            sources, depths = self._decode(name, indices, rows)
+            camera_from_ego = torch.linalg.inv(camera.ego_from_camera)
+            target_from_source = camera_from_ego @ car_from_source @ camera.ego_from_camera
+            seen = reproject(
+                sources.to(self.config.device),
+                depths.to(self.config.device),
+                target_from_source.float().to(self.config.device),
+                camera,
+            )
+            images[name][indices] = seen.image.cpu().numpy()
+        return images
+
+    def _source_rows(self, index: int, step: int) -> list[int]:
+        """Return the rows of a scene's sources; beyond an end of the segment, its end."""
+        segment, start, _ = self._scenes[index]
+        last = len(segment) - 1
+        return [min(max(start + step + offset, 0), last) for offset in self.config.source_offsets]
+
+    def _car_from_source(self, index: int, rows: list[int], pose: Tensor) -> Tensor:
+        """Return (source, 4, 4): the sources' ego frames seen from the car's."""
+        world_from_ego = self._scenes[index][2]
+        recorded = world_from_ego[rows[self._aligned]]
+        delta = compose(invert(planar_from_matrix(recorded)), pose)
+        return torch.linalg.inv(recorded @ matrix_from_planar(delta)) @ world_from_ego[rows]
+
+    @property
+    def _aligned(self) -> int:
+        """Which source is nearest in time."""
+        offsets = self.config.source_offsets
+        return min(range(len(offsets)), key=lambda i: abs(offsets[i]))
+
+    def _decode(self, camera: str, indices: list[int], rows: list[list[int]]) -> Frame:
+        """Stack sources: images (batch, source, 3, H, W) and depths (batch, source, H, W)."""
+        begin = perf_counter()
+        frames = [
+            self._frames.get(self._scenes[index][0], self.cameras[camera], camera, row)
+            for index, source_rows in zip(indices, rows, strict=True)
+            for row in source_rows
+        ]
+        images, depths = (torch.stack(part) for part in zip(*frames, strict=True))
+        split = (len(indices), len(self.config.source_offsets))
+        self.seconds["decode"] += perf_counter() - begin
+        return images.unflatten(0, split), depths.unflatten(0, split)
+
+
+class FrameCache:
+    """Decoded frames, the least recently used of which go when there are more than `max_bytes`."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.max_bytes = max_bytes
+        self.num_bytes = 0
+        self._frames: OrderedDict[tuple[object, str, str, int], Frame] = OrderedDict()
+
+    def get(self, segment: Segment, optics: Camera, camera: str, row: int) -> Frame:
+        """Decode a frame at the size of `optics`, or find it."""
+        key = (segment.file or id(segment), segment.name, camera, row)
+        frame = self._frames.get(key)
+        if frame is not None:
+            self._frames.move_to_end(key)
+            return frame
+        image, depth = segment.image(camera, row), segment.depth(camera, row)
+        if image.shape[1:] != (optics.height, optics.width):
+            image, depth = resized(image, depth, optics.width, optics.height)
+        frame = torch.from_numpy(image), torch.from_numpy(depth)
+        self._frames[key] = frame
+        self.num_bytes += image.nbytes + depth.nbytes
+        while self.num_bytes > self.max_bytes and len(self._frames) > 1:
+            _, (old_image, old_depth) = self._frames.popitem(last=False)
+            self.num_bytes -= old_image.nbytes + old_depth.nbytes
+        return frame
+
+
+def resized(
+    image: np.ndarray, depth: np.ndarray, width: int, height: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Resize an image (3, H, W) and its depth (H, W) alike.
+
+    Inverse depth is what is averaged, as it is linear on a plane; a pixel with an unknown part is
+    unknown.
+    """
+    kind = cv2.INTER_AREA if width < depth.shape[1] else cv2.INTER_LINEAR
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    colour = cv2.resize(pixels, (width, height), interpolation=kind)
+    with np.errstate(divide="ignore"):
+        inverse = cv2.resize(1 / depth, (width, height), interpolation=kind)
+        return np.ascontiguousarray(colour.transpose(2, 0, 1)), 1 / inverse
+
+
+def check_cameras(segment: Segment, wanted: dict[str, Camera]) -> None:
+    """Raise SegmentError unless the segment's cameras are the wanted ones, up to their size."""
+    for name, camera in wanted.items():
+        if name not in segment.cameras:
+            raise segment.error(f"it has no camera '{name}', only {', '.join(segment.cameras)}")
+        try:
+            given = segment.cameras[name].scaled(camera.width, camera.height)
+        except ValueError as error:
+            raise segment.error(f"camera '{name}' does not fit: {error}") from error
+        fields = asdict(camera)
+        differing = [k for k, v in asdict(given).items() if not isclose(v, fields[k], rel_tol=1e-3)]
+        if differing:
+            raise segment.error(
+                f"camera '{name}' differs from the driver's in {', '.join(differing)}: "
+                "record or import it with the cameras of drive_envs.camera.cameras"
+            )
