@@ -20,7 +20,7 @@ def test_capacity_is_the_mutual_information_of_a_gaussian_input(std):
 
 
 def test_the_papers_700_bits():
-    std = noise_std(700, 512)
+    std = noise_std(700.0, 512)
     assert std == pytest.approx(0.42, abs=0.005)
     assert capacity_bits(512, std) == pytest.approx(700)
 
@@ -37,7 +37,7 @@ def test_noise_is_white_and_given_by_its_seed():
     assert drawn.std() == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize("wrong", [lambda: capacity_bits(8, 0.0), lambda: noise_std(0, 8)])
+@pytest.mark.parametrize("wrong", [lambda: capacity_bits(8, 0.0), lambda: noise_std(0.0, 8)])
 def test_an_unbounded_channel_is_refused(wrong):
     with pytest.raises(ValueError, match="positive"):
         wrong()
