@@ -1,0 +1,178 @@
+"""Closed-loop scoring in one process: drive a scenario in a world, then judge where the car was.
+
+The car moves by our vehicle model, at the scenario's speed; the world only shows what the cameras
+see from there. A drive begins with 2 s of history in which the car was as far off, and as turned,
+as it is at the start, as in training. The lateral position is measured on the road's own geometry,
+by none of the environment's figures. Everything random has the scenario's seed.
+
+Several processes side by side, tables, plots and files: `cluster.evaluate_policy`.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import radians
+from time import perf_counter
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, UInt8
+
+from drive_actors.drivers import Driver
+from drive_actors.verdict import Figures, measure, reasons_to_fail
+from drive_envs.environment import DrivingVectorEnv, EnvConfig
+from drive_envs.metadrive_world import RoadScene
+from drive_envs.path import NUM_PAST, RecordedPath
+from drive_envs.plan import STEP, TIMES
+from drive_envs.scenarios import Scenario
+from drive_envs.scenes import Scene
+from drive_envs.vehicle import preset
+from drive_envs.world import World
+
+Noise = Literal["plain", "realistic"]
+DESIRES = {"left": 1, "right": 2}
+
+
+@dataclass(frozen=True, kw_only=True)
+class View:
+    """What the driver saw and meant on one frame: for a video."""
+
+    narrow: UInt8[np.ndarray, "3 height width"]
+    wide: UInt8[np.ndarray, "3 height width"]
+    plan: Float32[np.ndarray, "33 15"] | None
+    teacher_plan: Float32[np.ndarray, "33 15"]
+    lateral: float  # m left of the lane centre
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drive:
+    """A scenario as it was driven.
+
+    time (N,) s from the start, a value every `STEP`; poses (N, 3) world x, y, yaw of the vehicle
+    centre; views one a frame, or none; seconds of wall time by phase. It ends early when the car
+    was more than 4 m off.
+    """
+
+    time: Float[np.ndarray, " time"]
+    poses: Float[np.ndarray, "time 3"]
+    views: tuple[View, ...] = ()
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """How a scenario went; without figures its process died, and `reasons` says how.
+
+    lateral (N,): m left of where to be, at `time` (N,) s.
+    """
+
+    scenario: str
+    passed: bool
+    reasons: tuple[str, ...]
+    figures: Figures | None
+    time: Float[np.ndarray, " time"]
+    lateral: Float[np.ndarray, " time"]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def scene_of(scenario: Scenario) -> Scene:
+    """Turn a scenario into a scene: the path is the middle of the lane, as long as plans reach."""
+    num_steps = round(scenario.duration / STEP)
+    num_rows = NUM_PAST + num_steps + round(float(TIMES[-1]) / STEP) + 1
+    time = STEP * (np.arange(num_rows) - NUM_PAST)
+    poses = scenario.target_poses(time)
+    poses[:, 2] = np.unwrap(poses[:, 2])
+    desire = torch.zeros(num_rows, dtype=torch.int64)
+    for pulse in scenario.desire:
+        desire[NUM_PAST + round(pulse.time / STEP)] = DESIRES[pulse.direction]
+    path = RecordedPath(
+        time=torch.from_numpy(time),
+        poses=torch.from_numpy(poses),
+        speed=torch.full((num_rows,), scenario.speed, dtype=torch.float64),
+        desire=desire,
+    )
+    return Scene(
+        path=path,
+        start=NUM_PAST,
+        num_steps=num_steps,
+        source=RoadScene(road=scenario.road, lane=scenario.lane),
+        lateral_offset=scenario.lateral_offset,
+        heading_offset=radians(scenario.heading_offset_deg),
+    )
+
+
+def drive(
+    driver: Driver, scenario: Scenario, world: World, noise: Noise, *, with_views: bool = False
+) -> Drive:
+    """Drive a scenario to its end, or until the car is more than 4 m off."""
+    camera = world.cameras["narrow"]
+    config = EnvConfig(width=camera.width, height=camera.height, vehicle=preset(noise))
+    scene = scene_of(scenario)
+    env = DrivingVectorEnv(world, lambda rng: scene, config, num_envs=1)
+    begin = perf_counter()
+    observation, info = env.reset(seed=scenario.seed)
+    driver.start(info["context"])
+    reset_seconds = perf_counter() - begin
+    poses, views = [info["pose"][0].copy()], []
+    while info["active"][0]:
+        decision = driver.act(observation, info)
+        if with_views:
+            plan = None if decision.plan is None else decision.plan[0].copy()
+            views.append(
+                View(
+                    narrow=observation["narrow"][0].copy(),
+                    wide=observation["wide"][0].copy(),
+                    plan=plan,
+                    teacher_plan=info["teacher_plan"][0].copy(),
+                    lateral=float(info["lateral_error"][0]),
+                )
+            )
+        observation, _, _, _, info = env.step(decision.action)
+        poses.append(info["pose"][0].copy())
+    seconds = perf_counter() - begin
+    return Drive(
+        time=STEP * np.arange(len(poses), dtype=np.float64),
+        poses=np.stack(poses),
+        views=tuple(views),
+        seconds={"reset": reset_seconds, "drive": seconds - reset_seconds},
+    )
+
+
+def judge(scenario: Scenario, driven: Drive) -> Result:
+    """Measure a drive and say whether it passed, and if not, why."""
+    lateral = scenario.lateral(driven.time, driven.poses[:, :2])
+    changing = scenario.is_changing_lane(driven.time)
+    half_width = scenario.road.lane_width / 2
+    figures = measure(lateral, STEP, half_width, scenario.thresholds, changing)
+    reasons = reasons_to_fail(figures, scenario.thresholds)
+    if driven.time[-1] < scenario.duration - STEP / 2:
+        reasons = (f"left the road after {driven.time[-1]:.1f} s", *reasons)
+    return Result(
+        scenario=scenario.name,
+        passed=not reasons,
+        reasons=reasons,
+        figures=figures,
+        time=driven.time,
+        lateral=lateral,
+        seconds=driven.seconds,
+    )
+
+
+def lost(scenario: Scenario, cause: str) -> Result:
+    """Return the result of a scenario that could not be driven."""
+    nothing = np.zeros(0)
+    return Result(
+        scenario=scenario.name,
+        passed=False,
+        reasons=(cause,),
+        figures=None,
+        time=nothing,
+        lateral=nothing,
+    )
+
+
+def score(
+    driver: Driver, scenarios: Iterable[Scenario], world: World, noise: Noise = "plain"
+) -> list[Result]:
+    """Drive scenarios one after the other in this process and judge them."""
+    return [judge(scenario, drive(driver, scenario, world, noise)) for scenario in scenarios]

@@ -1,0 +1,150 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from drive_actors.drivers import Decision, PolicyDriver, StraightDriver, TeacherDriver
+from drive_actors.policy import Policy, PolicyConfig
+from drive_actors.scoring import Drive, drive, judge, lost, scene_of, score
+from drive_envs.blank import Blank
+from drive_envs.environment import DrivingVectorEnv, EnvConfig
+from drive_envs.path import NUM_PAST
+from drive_envs.plan import STEP
+from drive_envs.roads import Road
+from drive_envs.scenarios import Pulse, load_scenarios
+from drive_envs.vehicle import preset
+
+SHIPPED = load_scenarios()
+WORLD = Blank(32, 16)
+TINY = PolicyConfig(
+    width=32,
+    height=16,
+    channels=(4, 4, 8, 8),
+    num_features=16,
+    bottleneck_bits=20.0,
+    model_dim=16,
+    num_layers=1,
+    num_heads=2,
+    num_hypotheses=2,
+)
+
+
+class WeavingDriver:
+    """The teacher with a steering that swings at 0.33 Hz."""
+
+    def start(self, context):
+        self.num_frames = 0
+
+    def act(self, observation, info):
+        self.num_frames += 1
+        swing = 0.5 * np.sin(2 * np.pi * self.num_frames / 15) / observation["speed"][:, 0] ** 2
+        return Decision(action=info["teacher_action"] + np.float32([[swing[0], 0]]))
+
+
+def drive_all(noise, act, seed=0):
+    """Drive all shipped scenarios as one batch, which is fast, and judge them."""
+    scenes = [scene_of(scenario) for scenario in SHIPPED]
+    config = EnvConfig(width=32, height=16, vehicle=preset(noise))
+    env = DrivingVectorEnv(WORLD, lambda rng: scenes[0], config, num_envs=len(scenes))
+    _, info = env.reset(seed=seed, options={"scenes": scenes})
+    poses, active = [info["pose"]], [np.ones(len(scenes), bool)]
+    while info["active"].any():
+        active.append(info["active"])
+        _, _, _, _, info = env.step(act(info))
+        poses.append(info["pose"])
+    results = []
+    for index, scenario in enumerate(SHIPPED):
+        track = np.stack(poses)[np.stack(active)[:, index], index]
+        results.append(judge(scenario, Drive(time=STEP * np.arange(len(track)), poses=track)))
+    return results
+
+
+@pytest.mark.parametrize(("noise", "seed"), [("plain", 0), ("realistic", 0), ("realistic", 1)])
+def test_every_shipped_scenario_can_be_passed(noise, seed):
+    results = drive_all(noise, lambda info: info["teacher_action"], seed)
+    assert {result.scenario: result.reasons for result in results if not result.passed} == {}
+
+
+@pytest.mark.parametrize(("noise", "most"), [("plain", 0), ("realistic", 3)])
+def test_nearly_no_shipped_scenario_is_passed_by_driving_straight_on(noise, most):
+    results = drive_all(noise, lambda info: np.zeros((len(SHIPPED), 2), np.float32))
+    assert sum(result.passed for result in results) <= most
+    assert all(result.reasons for result in results if not result.passed)
+
+
+def test_a_weave_fails_for_what_it_is():
+    result = judge(SHIPPED[2], drive(WeavingDriver(), SHIPPED[2], WORLD, "plain"))
+    assert any("oscillates" in reason for reason in result.reasons)
+    assert result.figures.mean_abs_lateral < 0.5
+
+
+def test_leaving_the_road_ends_the_drive_and_is_said():
+    result = judge(SHIPPED[5], drive(StraightDriver(), SHIPPED[5], WORLD, "plain"))
+    assert not result.passed
+    assert f"left the road after {result.time[-1]:.1f} s" in result.reasons
+    assert abs(result.lateral[-1]) > 4
+
+
+@pytest.mark.parametrize("scenario", SHIPPED[:12:5], ids=lambda scenario: scenario.name)
+def test_a_drive_begins_as_the_scenario_says(scenario):
+    driven = drive(TeacherDriver(), scenario, WORLD, "plain", with_views=True)
+    result = judge(scenario, driven)
+    assert result.lateral[0] == pytest.approx(scenario.lateral_offset, abs=1e-6)
+    s = scenario.line.locate(driven.poses[:1, :2])[0]
+    assert s == pytest.approx(scenario.station, abs=0.05)
+    heading = driven.poses[0, 2] - scenario.line.poses(s)[0, 2]
+    assert np.rad2deg(heading) == pytest.approx(scenario.heading_offset_deg, abs=0.01)
+    assert driven.time[-1] == pytest.approx(scenario.duration)
+    assert len(driven.views) == len(driven.time) - 1
+    measured = [view.lateral for view in driven.views]
+    np.testing.assert_allclose(measured, result.lateral[:-1], atol=2e-3)
+
+
+def test_the_same_seed_is_the_same_drive_and_another_is_not():
+    scenario = replace(SHIPPED[9], duration=4.0)
+    one, two = (drive(TeacherDriver(), scenario, WORLD, "realistic").poses for _ in range(2))
+    np.testing.assert_array_equal(one, two)
+    other = drive(TeacherDriver(), replace(scenario, seed=99), WORLD, "realistic").poses
+    assert np.abs(one - other).max() > 1e-3
+
+
+def test_a_lane_change_asked_for_is_driven_and_judged():
+    scenario = replace(
+        SHIPPED[9],
+        road=replace(SHIPPED[9].road, lane_count=3),
+        lane=1,
+        desire=(Pulse(time=2.0, direction="left"),),
+    )
+    scene = scene_of(scenario)
+    assert scene.path.desire.nonzero().flatten().tolist() == [NUM_PAST + 10]
+    driven = drive(TeacherDriver(), scenario, WORLD, "plain")
+    assert judge(scenario, driven).passed
+    assert not judge(replace(scenario, desire=()), driven).passed
+    arrived = scenario.line.locate(driven.poses[-1:, :2])[1][0]
+    assert arrived == pytest.approx(scenario.road.lane_width, abs=0.05)
+
+
+def test_a_policy_drives_the_same_whether_it_drove_before():
+    driver = PolicyDriver(Policy(TINY))
+    scenario = replace(SHIPPED[3], duration=2.0)
+    first = drive(driver, scenario, WORLD, "plain", with_views=True)
+    drive(driver, SHIPPED[4], WORLD, "plain")
+    again = drive(driver, scenario, WORLD, "plain")
+    np.testing.assert_array_equal(first.poses, again.poses)
+    assert first.views[0].plan is not None
+    assert np.isfinite(first.views[0].plan).all()
+
+
+def test_a_score_is_a_result_each_and_a_lost_one_counts_as_failed_with_its_cause():
+    (driven,) = score(TeacherDriver(), SHIPPED[:1], WORLD)
+    assert driven.passed
+    result = lost(SHIPPED[0], "its process died")
+    assert not result.passed
+    assert result.reasons == ("its process died",)
+    assert result.figures is None
+
+
+def test_the_road_of_a_scene_is_its_source():
+    scene = scene_of(SHIPPED[8])
+    assert isinstance(scene.source.road, Road)
+    assert scene.source.lane == SHIPPED[8].lane
