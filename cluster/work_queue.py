@@ -1,0 +1,97 @@
+"""Many small jobs over a few processes, each with a simulator of its own that may die.
+
+A process that dies or does not answer in time is replaced and its job given to another one, once:
+the second time it counts as failed, with the cause. An error that a job raises itself is a mistake
+of its input or of ours and ends the work. It does not know what the jobs are.
+"""
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, WorkerCrashedError
+
+logger = logging.getLogger(__name__)
+
+DIED = (RayActorError, WorkerCrashedError, OutOfMemoryError)
+MAX_ATTEMPTS = 2
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lost:
+    """What became of an item whose process died at every attempt."""
+
+    cause: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Running(Generic[Item]):
+    item: Item
+    attempt: int
+    process: Any
+    deadline: float
+
+
+def work(
+    items: Sequence[Item],
+    start: Callable[[], Any],
+    submit: Callable[[Any, Item], Any],
+    *,
+    num_processes: int,
+    timeout: float,
+) -> Iterator[tuple[Item, Any]]:
+    """Yield every item with its result, or with `Lost`, in the order in which they are done.
+
+    Args:
+        items: what is to be done, begun in this order.
+        start: makes a process, a handle of a Ray actor.
+        submit: gives an item to a process and returns the reference of its result.
+        num_processes: side by side, at most.
+        timeout: seconds that one item may take, the start of its process included.
+    """
+    waiting = deque((item, 1) for item in items)
+    idle: list[Any] = []
+    running: dict[Any, _Running[Item]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                item, attempt = waiting.popleft()
+                process = idle.pop() if idle else start()
+                deadline = time.monotonic() + timeout
+                running[submit(process, item)] = _Running(
+                    item=item, attempt=attempt, process=process, deadline=deadline
+                )
+            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            late = [r for r, job in running.items() if time.monotonic() > job.deadline]
+            for reference in dict.fromkeys([*ready, *late]):
+                job = running.pop(reference)
+                if reference in ready:
+                    try:
+                        result = ray.get(reference)
+                        idle.append(job.process)
+                        yield job.item, result
+                        continue
+                    except DIED as error:
+                        cause = f"its process died ({_first_line(error)})"
+                else:
+                    cause = f"it was not done in {timeout:g} s"
+                ray.kill(job.process)
+                logger.warning("%s: attempt %d: %s", job.item, job.attempt, cause)
+                if job.attempt < MAX_ATTEMPTS:
+                    waiting.append((job.item, job.attempt + 1))
+                else:
+                    yield job.item, Lost(cause=cause)
+    finally:
+        for process in [*idle, *(job.process for job in running.values())]:
+            ray.kill(process)
+
+
+def _first_line(error: BaseException) -> str:
+    """Return the first sentence of one of Ray's long messages."""
+    return str(error).strip().splitlines()[0].rstrip(".")
