@@ -19,7 +19,7 @@ so the sky (w = 0) only rotates, and on a plane w = a . p is linear in p. Each s
 
 Pixels that no source saw are invented: out of view, the border is drawn out along the rays through
 the first source's principal point, which on the ground is the direction of travel, so that lane
-lines go on; behind an obstacle, the farther neighbour in the row is drawn out.
+lines go on; behind an obstacle, the farther neighbour in the row (or the column) is drawn out.
 
 The world is taken as static: a frame from another time shows moving cars where they were. Lens
 distortion and changes of light are unknown here.
@@ -48,6 +48,7 @@ NEAR = 0.1  # metres: nothing comes nearer to a camera
 HOLE = -1.0  # an inverse depth that is not known
 MAX_SLOPE = 0.25  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
 MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one target pixel
+ROUNDING = 1e-6  # 1/m: of an inverse depth in float32
 MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
 EDGE = 0.002  # 1/m: a step of inverse depth beyond the slope that is an edge
 NEIGHBOURS = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
@@ -155,7 +156,8 @@ def reproject_pass(
         w = w.lerp_(view.w, weight)
         seen, hidden = seen | new, hidden & ~new
     if hidden.any():
-        color = draw_out_background(color, w, hidden)
+        hidden = draw_out_background(color, w, hidden)
+        draw_out_background(color.mT, w.mT, hidden.mT)
     return Reprojected(color.add_(0.5).to(torch.uint8), seen)
 
 
@@ -176,13 +178,13 @@ def see(
     surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, pixels)
     rays = back.ray @ pixels
     w = guess.flatten(1).clamp_(min=0)
-    w = refine(land(w, rays, back), surface, rays, back, camera)
+    w, _ = refine(land(w, rays, back), surface, rays, back, camera)
     first = land(w, rays, back)
-    w = refine(first, surface, rays, back, camera)
+    w, is_met = refine(first, surface, rays, back, camera)
     second = land(w, rays, back)
 
     moved = torch.maximum((second.u - first.u).abs_(), (second.v - first.v).abs_())
-    agree = (moved <= MAX_DISAGREEMENT).view_as(depth)
+    agree = (is_met & (moved <= MAX_DISAGREEMENT)).view_as(depth)
     judged = is_in_view(second, camera).view_as(depth)
     if has_unknown:
         judged &= ~unknown.flatten(1).gather(1, pixel_of(second, camera)).view_as(depth)
@@ -310,14 +312,21 @@ def land(w: Flat, rays: Rays, back: Motion) -> Landing:
     return Landing(u.mul_(inverse), v.mul_(inverse), scale)
 
 
-def refine(landing: Landing, surface: Surface, rays: Rays, back: Motion, camera: Camera) -> Flat:
-    """Meet the planes of the source pixels landed in, at x = a . r / (1 - a . b) >= 0."""
+def refine(
+    landing: Landing, surface: Surface, rays: Rays, back: Motion, camera: Camera
+) -> tuple[Flat, Bool[Tensor, "batch pixel"]]:
+    """Meet the planes of the source pixels landed in, at x = a . r / (1 - a . b).
+
+    Returns x, held between 0 and 1 / NEAR, and whether it was: if not, the plane is not in front.
+    """
     pixel = pixel_of(landing, camera)
     a_u, a_v, a_1 = (values.flatten(1).gather(1, pixel) for values in surface)
     b_u, b_v, b_1 = back.shift.split(1, dim=1)
     above = (a_1 * rays[:, 2]).addcmul_(a_u, rays[:, 0]).addcmul_(a_v, rays[:, 1])
     below = (1 - a_1 * b_1).addcmul_(a_u, b_u, value=-1).addcmul_(a_v, b_v, value=-1)
-    return above.div_(below.clamp_(min=MIN_SCALE)).clamp_(0, 1 / NEAR)
+    met = above.div_(below).nan_to_num_(nan=HOLE)
+    x = met.clamp(0, 1 / NEAR)
+    return x, (x - met).abs_() <= ROUNDING
 
 
 def pixel_of(landing: Landing, camera: Camera) -> Int64[Tensor, "batch pixel"]:
@@ -398,13 +407,14 @@ def sample(
     return grid_sample(image.to(grid.dtype), points, padding_mode="border", align_corners=False)
 
 
-def draw_out_background(color: Color, w: Map, hidden: Mask) -> Color:
+def draw_out_background(color: Color, w: Map, hidden: Mask) -> Mask:
     """Give hidden pixels the colour of the farther of the two nearest donors in the row, in place.
 
     Pixels next to a hidden one are no donors, as the obstacle's outline bleeds into them. Of two
-    as far, the one nearer in the image is taken. A row without donors keeps its colours.
+    as far, the one nearer in the image is taken. Returns what is left, in rows without donors.
     """
     width = w.shape[2]
+    left_over = torch.zeros_like(hidden)
     image, row = hidden.any(dim=2).nonzero(as_tuple=True)
     hidden, w = hidden[image, row], w[image, row]
     is_donor = ~hidden
@@ -413,6 +423,7 @@ def draw_out_background(color: Color, w: Map, hidden: Mask) -> Color:
     number = torch.arange(1, width + 1, device=w.device)
     left = (is_donor * number).cummax(1).values - 1
     right = width - (is_donor.flip(1) * number).cummax(1).values.flip(1)
+    left_over[image, row] = hidden & ~is_donor.any(dim=1, keepdim=True)
 
     line, column = hidden.nonzero(as_tuple=True)
     left, right = left[line, column], right[line, column]
@@ -422,4 +433,4 @@ def draw_out_background(color: Color, w: Map, hidden: Mask) -> Color:
     donor = torch.where(is_left, left, torch.where(right < width, right, column))
     image, row = image[line], row[line]
     color[image, :, row, column] = color[image, :, row, donor]
-    return color
+    return left_over

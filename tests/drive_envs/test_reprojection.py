@@ -151,6 +151,15 @@ def test_near_hides_far():
     assert (warped[0][was_hidden] > 40).float().mean() > 0.95, "holes look like the background"
 
 
+def test_what_lies_behind_the_target_is_not_drawn():
+    source = (-10.0, 0.0, 0.0)
+    warped, valid = warp((0.0, 0.0, 0.0), waves, sources=(source,), board_at=(-7.0, 0.0))
+    bare, _ = warp((0.0, 0.0, 0.0), waves, sources=(source,))
+    assert (warped[0] == 20).sum() == 0
+    assert warped[:, valid].equal(bare[:, valid])
+    assert valid.sum() > 2000
+
+
 def test_validity_is_what_the_source_had_in_view():
     _, valid = warp((0.0, 0.0, 0.1), waves)
     assert valid.float().mean() < 0.95
@@ -311,14 +320,17 @@ def by_definition(image, depth, target_from_source, camera):
 
             def refine(row, column, ray=ray):
                 a = planes[row, column]
-                return np.clip(a @ ray / max(1 - a @ shift, MIN_SCALE), 0, 1 / NEAR)
+                return a @ ray / (1 - a @ shift)
 
-            first = land(refine(*land(max(guess[i, j], 0))[3:]))
-            u, v, scale, row, column = land(refine(*first[3:]))
-            agree = max(abs(u - first[0]), abs(v - first[1])) <= MAX_DISAGREEMENT
+            first = land(np.clip(refine(*land(max(guess[i, j], 0))[3:]), 0, 1 / NEAR))
+            x = refine(*first[3:])
+            u, v, scale, row, column = land(np.clip(x, 0, 1 / NEAR))
+            agree = bool(max(abs(u - first[0]), abs(v - first[1])) <= MAX_DISAGREEMENT)
             in_view = 0 <= u <= width and 0 <= v <= height and scale >= MIN_SCALE
+            agree &= -1e-6 <= x <= 1 / NEAR
             judged = in_view and w[row, column] >= 0
             seen[i, j], hidden[i, j] = judged and agree, judged and not agree
+            landed[i, j] = row, column
             landed[i, j] = row, column
             if in_view:
                 color[:, i, j] = bilinear(image, u, v)
