@@ -78,7 +78,7 @@ class EnvConfig:
             raise ValueError(f"max_lateral_error is {self.max_lateral_error} m, not within 0..20")
 
 
-def observation_space(width: int, height: int) -> spaces.Dict:
+def observation_space(width: int, height: int) -> spaces.Space[Any]:
     """What a driver sees of one scene."""
     image = spaces.Box(0, 255, (3, height, width), np.uint8)
     command = action_space()

@@ -81,10 +81,11 @@ def path_from_segment(segment: Segment, rows: slice = slice(None)) -> RecordedPa
     simulated car, which has no side slip, must point to follow it. At less than 2 m/s it is the
     recorded yaw.
     """
-    position, time = torch.from_numpy(segment.position[rows]), segment.time[rows]
-    matrix = matrix_from_quaternion(position, torch.from_numpy(segment.quaternion[rows]))
+    # Arrays read from disk may be read-only: copy them.
+    position, time = torch.tensor(segment.position[rows]), segment.time[rows]
+    matrix = matrix_from_quaternion(position, torch.tensor(segment.quaternion[rows]))
     poses = planar_from_matrix(matrix)
-    velocity = torch.from_numpy(segment.velocity[rows, :2])
+    velocity = torch.tensor(segment.velocity[rows, :2])
     yaw = poses[:, 2]
     speed = (velocity[:, 0] * yaw.cos() + velocity[:, 1] * yaw.sin()).clamp(min=0.0)
     if len(time) > 3:
@@ -93,7 +94,7 @@ def path_from_segment(segment: Segment, rows: slice = slice(None)) -> RecordedPa
         yaw = yaw + torch.where(speed > SLIP_SPEED, slip, 0.0)
     yaw = torch.from_numpy(np.unwrap(yaw.numpy()))
     return RecordedPath(
-        time=torch.from_numpy(time),
+        time=torch.tensor(time),
         poses=torch.cat([poses[:, :2], yaw[:, None]], dim=-1),
         speed=speed,
         desire=torch.from_numpy(segment.desire[rows].astype(np.int64)),

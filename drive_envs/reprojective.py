@@ -78,7 +78,7 @@ class Reprojective:
                 raise ValueError(f"Reprojective needs a Segment as a scene's source, got a {kind}")
             check_cameras(scene.source, self.cameras)
             world_from_ego = matrix_from_quaternion(
-                torch.from_numpy(scene.source.position), torch.from_numpy(scene.source.quaternion)
+                torch.tensor(scene.source.position), torch.tensor(scene.source.quaternion)
             )
             self._scenes.append((scene.source, scene.first_row + scene.start, world_from_ego))
 

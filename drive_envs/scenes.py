@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from math import radians
-from typing import Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -17,6 +16,7 @@ from jaxtyping import Bool, Int
 from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
 from drive_envs.plan import STEP
 from drive_envs.segment import Segment
+from drive_envs.segments import SegmentDataset
 
 MAX_JITTER = 0.1 * STEP  # s: rows that are farther from `STEP` apart end a stretch
 
@@ -48,14 +48,6 @@ class Scene:
 
 
 SceneSource = Callable[[np.random.Generator], Scene]
-
-
-class Segments(Protocol):
-    """A list of segments, or a `SegmentDataset`."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Segment: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +92,9 @@ class SceneSampler:
     Reads every segment once; ValueError when no scene can start anywhere.
     """
 
-    def __init__(self, segments: Segments, config: SamplerConfig | None = None) -> None:
+    def __init__(
+        self, segments: Sequence[Segment] | SegmentDataset, config: SamplerConfig | None = None
+    ) -> None:
         self.config = config or SamplerConfig()
         self._segment = lru_cache(maxsize=self.config.cached_segments)(segments.__getitem__)
         self._paths: list[tuple[int, slice, RecordedPath]] = []

@@ -130,19 +130,25 @@ def draw(
         gain = rng.choice(config.gain) if config.is_gain_extreme else rng.uniform(*config.gain)
         constants.append((rng.uniform(*config.delay), rng.uniform(*config.lag), gain))
         scale = (rng.uniform(*config.jitter_lateral), rng.uniform(*config.jitter_yaw))
-        winds.append(0.5 * rng.uniform(*config.wind) + 0.5 * gusts(config.wind, num_steps, rng))
-        jitters.append(scale * rng.standard_normal((num_frames, 2)))
+        # Streams of their own: how long a series is must not change what is drawn elsewhere.
+        of_wind, of_jitter = rng.spawn(2)
+        steady, changing = of_wind.uniform(*config.wind), gusts(config.wind, num_steps, of_wind)
+        winds.append(0.5 * steady + 0.5 * changing)
+        jitters.append(scale * of_jitter.standard_normal((num_frames, 2)))
     delay, lag, gain = torch.tensor(constants, dtype=torch.float64).unbind(-1)
     wind, jitter = torch.from_numpy(np.stack(winds)), torch.from_numpy(np.stack(jitters))
     return Vehicle(delay=delay, lag=lag, gain=gain, wind=wind, jitter=jitter)
 
 
 def gusts(wind: Range, num_steps: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw (num_steps,) of wind that changes every 1 to 4 s to another value of the range."""
+    """Draw (num_steps,) of wind that changes every 1 to 4 s to another value of the range.
+
+    A longer series begins with the shorter one.
+    """
     shortest, longest = round(1.0 / STEP), round(4.0 / STEP)
-    count = num_steps // shortest + 1
-    lengths = rng.integers(shortest, longest + 1, size=count)
-    return np.repeat(rng.uniform(*wind, size=count), lengths)[:num_steps]
+    length, value = rng.random((num_steps // shortest + 1, 2)).T
+    lengths = np.floor(shortest + (longest + 1 - shortest) * length).astype(int)
+    return np.repeat(wind[0] + (wind[1] - wind[0]) * value, lengths)[:num_steps]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,7 @@ from drive_envs.camera import Camera
 from drive_envs.scenes import Scene
 
 
+@runtime_checkable
 class World(Protocol):
     """A batch of scenes to look at."""
 
