@@ -46,7 +46,7 @@ class RolloutFeed:
         pinned: bool = False,
     ) -> None:
         self.pool = pool
-        self.latest: Rollout | None = None
+        self._latest: Rollout | None = None
         self._num_features, self._seed, self._pinned = num_features, seed, pinned
         counts = counts_from(state["counts"]) if state else Counts()
         # What was in flight or waited when the checkpoint was written died with its process.
@@ -87,6 +87,11 @@ class RolloutFeed:
         """Let the memory of a minibatch be used again."""
         self._free.put(batch)
 
+    @property
+    def latest(self) -> Rollout | None:
+        """The last rollout that arrived."""
+        return self._latest
+
     def state(self) -> dict[str, Any]:
         """Return the counters as JSON holds them."""
         with self._lock:
@@ -111,7 +116,10 @@ class RolloutFeed:
         return metrics
 
     def close(self) -> Counts:
-        """Stop the thread and the actors; return the final counts, in which all add up."""
+        """Stop the thread and the actors; return the final counts, in which all add up.
+
+        May be called again.
+        """
         self._stopping.set()
         self._executor.shutdown()
         self.pool.close()
@@ -144,7 +152,7 @@ class RolloutFeed:
             self._queue.lose("actor_lost")
             return
         self._totals.add(rollout)
-        self.latest = rollout
+        self._latest = rollout
         source = source_of(rollout, self._num_features)
         self._queue.put(source)
         while self._num_buffers < NUM_BUFFERS:

@@ -10,65 +10,82 @@ depends on the seed and the step alone: a resumed run sees exactly what it would
 import logging
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from drive_actors.bottleneck import noise as bottleneck_noise
-from drive_actors.policy import CAMERAS, Policy
+from drive_actors.policy import Policy, PolicyConfig
+from drive_envs.camera import cameras
 from drive_envs.path import path_from_segment
 from drive_envs.plan import POSITION, best_plan
 from drive_envs.protocol import NUM_CONTEXT, Rollout
+from drive_envs.reprojective import check_cameras
+from drive_envs.scenes import stretches
 from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentDataset
 from drive_envs.teachers import recorded_targets
+from drive_envs.vehicle import actions_from_poses
 from drive_learner.batch import Batch, Fragment, Source, collate
+from drive_learner.queue import QueueConfig
 
 log = logging.getLogger(__name__)
 
 NUM_DESIRES = 3
 
-
-def steps_with_history(segment: Segment) -> Bool[np.ndarray, " step"]:
-    """Tell of each step of `recorded_rollout` whether all its 10 frames and the next are valid."""
-    num_steps = len(segment) - NUM_CONTEXT - 1
-    if num_steps < 1:
-        return np.zeros(0, bool)
-    windows = np.lib.stride_tricks.sliding_window_view(segment.valid, NUM_CONTEXT + 2)
-    return np.asarray(windows.all(-1))
+Segments = Sequence[Segment] | SegmentDataset
 
 
-def recorded_rollout(segment: Segment) -> Rollout:
-    """Turn a recording of N frames into N - 10 steps of one scene, driven by the person.
+class Stretch(NamedTuple):
+    """An unbroken run of valid rows of one segment."""
 
-    Raises SegmentError when a frame is damaged, ValueError when there are fewer than 11.
+    segment: int
+    rows: slice
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of its rollout: all rows but the context and the last."""
+        return self.rows.stop - self.rows.start - NUM_CONTEXT - 1
+
+
+def find_stretches(segments: Segments) -> list[Stretch]:
+    """List the stretches of all segments, also those that are too short to learn from."""
+    return [
+        Stretch(index, rows)
+        for index in range(len(segments))
+        for rows in stretches(segments[index])
+    ]
+
+
+def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> Rollout:
+    """Turn N unbroken rows of a recording into N - 10 steps of one scene, driven by the person.
+
+    Actions are the exact inverse of the recorded motion: what is held for one step leads to the
+    next row. Images are resized to width x height. Raises SegmentError for a frame that is damaged
+    or of other cameras.
     """
-    num_steps = len(segment) - NUM_CONTEXT - 1
-    if num_steps < 1:
-        raise ValueError(
-            f"segment {segment.name} has {len(segment)} frames, imitation needs {NUM_CONTEXT + 2}"
-        )
-    path = path_from_segment(segment)
-    action = torch.stack([path.curvature, path.acceleration], dim=-1).float().numpy()
-    rows = torch.arange(NUM_CONTEXT, len(segment) - 1)
-    targets = recorded_targets(path, rows)
+    views = cameras(width, height)
+    check_cameras(segment, views)
+    path = path_from_segment(segment, rows)
+    action = actions_from_poses(path.poses, path.speed).float().numpy()
+    acted = slice(NUM_CONTEXT, len(path) - 1)
+    targets = recorded_targets(path, torch.arange(len(path))[acted])
     images = {
-        camera: np.stack([segment.image(camera, row) for row in range(len(segment))])
-        for camera in CAMERAS
+        name: np.stack([image_at(segment, name, row, width, height) for row in every(rows)])
+        for name in views
     }
     state = {
         "speed": path.speed.float().numpy()[:, None],
-        "desire": np.eye(NUM_DESIRES, dtype=np.float32)[segment.desire],
-        "last_action": np.concatenate([action[:1], action[:-1]]),
+        "desire": np.eye(NUM_DESIRES, dtype=np.float32)[path.desire.numpy()],
+        "last_action": np.concatenate([action[:1], action]),
     }
-    active = steps_with_history(segment)[:, None]
-    never = np.zeros_like(active)
-    zero = np.zeros(active.shape, np.float32)
-    taken = action[NUM_CONTEXT:-1, None]
+    taken = action[acted, None]
+    zero = np.zeros(taken.shape[:2], np.float32)
+    never = np.zeros(taken.shape[:2], bool)
     return Rollout(
         observation={key: value[:, None] for key, value in {**images, **state}.items()},
         action=taken,
@@ -77,10 +94,10 @@ def recorded_rollout(segment: Segment) -> Rollout:
         reward=zero,
         terminated=never,
         truncated=never,
-        active=active,
+        active=~never,
         teacher_plan=targets.plan.float().numpy()[:, None],
         teacher_plan_valid=targets.valid.numpy()[:, None],
-        teacher_action=targets.action.float().numpy()[:, None],
+        teacher_action=taken,
         lateral_error=zero,
         noise_seed=0,
         policy_version=0,
@@ -89,21 +106,39 @@ def recorded_rollout(segment: Segment) -> Rollout:
     )
 
 
-class DecodedSegments:
+def every(rows: slice) -> range:
+    """Return the rows of a slice one by one."""
+    return range(rows.start, rows.stop)
+
+
+def image_at(segment: Segment, camera: str, row: int, width: int, height: int) -> np.ndarray:
+    """Decode one image, uint8 (3, height, width)."""
+    image = segment.image(camera, row)
+    if image.shape[1:] == (height, width):
+        return image
+    kind = cv2.INTER_AREA if width < image.shape[2] else cv2.INTER_LINEAR
+    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
+    return cv2.resize(pixels, (width, height), interpolation=kind).transpose(2, 0, 1)
+
+
+class DecodedRollouts:
     """Recordings as rollouts, decoded once as long as they fit into `memory_mb`."""
 
-    def __init__(self, dataset: SegmentDataset, memory_mb: float) -> None:
-        self.dataset = dataset
-        self._most_bytes = memory_mb * 1e6
+    def __init__(self, segments: Segments, width: int, height: int, memory_mb: int) -> None:
+        self._segments, self._size = segments, (width, height)
+        self._most_bytes = memory_mb * 1_000_000
         self._num_bytes = 0
-        self._held: OrderedDict[int, Rollout] = OrderedDict()
+        self._held: OrderedDict[tuple[int, int], Rollout] = OrderedDict()
 
-    def __getitem__(self, index: int) -> Rollout:
-        if index in self._held:
-            self._held.move_to_end(index)
-            return self._held[index]
-        rollout = recorded_rollout(self.dataset[index])
-        self._held[index] = rollout
+    def get(self, stretch: Stretch) -> Rollout:
+        """Decode a stretch, or find it."""
+        key = stretch.segment, stretch.rows.start
+        if key in self._held:
+            self._held.move_to_end(key)
+            return self._held[key]
+        segment = self._segments[stretch.segment]
+        rollout = recorded_rollout(segment, stretch.rows, *self._size)
+        self._held[key] = rollout
         self._num_bytes += rollout.num_bytes
         while self._num_bytes > self._most_bytes and len(self._held) > 1:
             _, oldest = self._held.popitem(last=False)
@@ -111,44 +146,52 @@ class DecodedSegments:
         return rollout
 
 
+@dataclass(frozen=True, kw_only=True)
+class ImitationConfig:
+    """memory_mb: decoded recordings to keep; more are decoded again and again, which is slow."""
+
+    memory_mb: int = 4000
+
+    def __post_init__(self) -> None:
+        if self.memory_mb < 0:
+            raise ValueError(f"imitation memory_mb must be 0 or more, got {self.memory_mb}")
+
+
 class RecordedFeed:
     """Minibatches out of recordings, every step of every segment equally likely to be a start.
 
-    num_features: of the bottleneck noise, None for a policy without. Segments that are too short or
-    damaged are skipped, logged, and counted in `skipped`.
+    num_features: of the bottleneck noise, None for a policy without. Stretches that are too short
+    or damaged are skipped, logged, and counted in `skipped`.
     """
 
     def __init__(
         self,
-        dataset: SegmentDataset,
+        segments: Segments,
+        queue: QueueConfig,
+        policy: PolicyConfig,
+        config: ImitationConfig,
         *,
-        num_sequences: int,
-        sequence_length: int,
-        num_features: int | None,
         seed: int,
-        memory_mb: float,
     ) -> None:
         self.skipped: Counter[str] = Counter()
-        self._num_sequences, self._length = num_sequences, sequence_length
-        self._num_features, self._seed = num_features, seed
-        self._decoded = DecodedSegments(dataset, memory_mb)
-        self._starts = [self._starts_of(dataset[index]) for index in range(len(dataset))]
+        self._num_sequences, self._length = queue.num_sequences, queue.sequence_length
+        self._num_features = None if policy.bottleneck_bits is None else policy.num_features
+        self._seed = seed
+        self._decoded = DecodedRollouts(segments, policy.width, policy.height, config.memory_mb)
+        self._stretches = find_stretches(segments)
+        starts = [max(0, stretch.num_steps - self._length + 1) for stretch in self._stretches]
+        self._num_starts = np.array(starts, dtype=np.int64)
+        for stretch in self._stretches:
+            if stretch.num_steps < self._length:
+                self._skip(stretch, "too_short")
         self._check()
 
-    def _starts_of(self, segment: Segment) -> np.ndarray:
-        can_begin = steps_with_history(segment)
-        num_starts = max(0, len(can_begin) - self._length + 1)
-        starts = can_begin[:num_starts].nonzero()[0]
-        if not len(starts):
-            self._skip(segment.name, "too_short")
-        return starts
-
-    def _skip(self, name: str, cause: str) -> None:
+    def _skip(self, stretch: Stretch, cause: str) -> None:
         self.skipped[cause] += 1
-        log.warning("segment %s is skipped in imitation: %s", name, cause)
+        log.warning("not imitated, %s: segment %d, %s", cause, stretch.segment, stretch.rows)
 
     def _check(self) -> None:
-        if not sum(map(len, self._starts)):
+        if not self._num_starts.sum():
             raise ValueError(
                 f"no segment has {NUM_CONTEXT + self._length + 1} valid frames in a row to "
                 f"imitate: record longer ones or lower queue.sequence_length"
@@ -176,17 +219,19 @@ class RecordedFeed:
 
     def _draw(self, generator: np.random.Generator) -> Fragment:
         while True:
-            ends = np.cumsum([len(starts) for starts in self._starts])
+            ends = self._num_starts.cumsum()
             at = int(generator.integers(ends[-1]))
-            index = int(np.searchsorted(ends, at, side="right"))
-            start = int(self._starts[index][at - ends[index]])
+            which = int(np.searchsorted(ends, at, side="right"))
+            start = at - int(ends[which] - self._num_starts[which])
             try:
-                return Fragment(Source(self._decoded[index], None), 0, start)
+                rollout = self._decoded.get(self._stretches[which])
             except SegmentError as error:
                 log.warning("%s", error)
-                self._skip(str(index), "damaged")
-                self._starts[index] = self._starts[index][:0]
+                self._skip(self._stretches[which], "damaged")
+                self._num_starts[which] = 0
                 self._check()
+            else:
+                return Fragment(Source(rollout, None), 0, start)
 
     def give_back(self, batch: Batch) -> None:
         """Every minibatch has its own memory."""
@@ -199,13 +244,14 @@ class RecordedFeed:
         """Return how many segments were skipped, by cause."""
         return {f"skipped/{cause}": float(num) for cause, num in self.skipped.items()}
 
-    def video(self) -> Sequence[np.ndarray] | None:
+    @property
+    def latest(self) -> None:
         """Nothing is driven."""
         return None
 
 
 @torch.no_grad()
-def trajectory_mae(policy: Policy, segments: SegmentDataset) -> float:
+def trajectory_mae(policy: Policy, segments: Segments) -> float:
     """Return the off-policy trajectory error in metres (PAPER.md section 5): lower is better.
 
     At every recorded frame with a whole history the policy, without noise, sees what the person
@@ -215,10 +261,11 @@ def trajectory_mae(policy: Policy, segments: SegmentDataset) -> float:
     """
     total, count = 0.0, 0
     device = next(policy.parameters()).device
-    for segment in (segments[index] for index in range(len(segments))):
-        if not steps_with_history(segment).any():
+    size = policy.config.width, policy.config.height
+    for stretch in find_stretches(segments):
+        if stretch.num_steps < 1:
             continue
-        rollout = recorded_rollout(segment)
+        rollout = recorded_rollout(segments[stretch.segment], stretch.rows, *size)
         observation = {
             key: torch.from_numpy(value[:-1]).to(device)
             for key, value in rollout.observation.items()
@@ -226,9 +273,9 @@ def trajectory_mae(policy: Policy, segments: SegmentDataset) -> float:
         output = policy.unroll(observation, None)
         assert output.plan is not None
         error = best_plan(output.plan).cpu() - torch.from_numpy(rollout.teacher_plan)
-        valid = torch.from_numpy(rollout.teacher_plan_valid & rollout.active[..., None])
-        of_frame = error[..., POSITION][..., :2].abs().mean(-1)
-        total += of_frame[valid].sum().item()
+        valid = torch.from_numpy(rollout.teacher_plan_valid)
+        of_point = error[..., POSITION][..., :2].abs().mean(-1)
+        total += of_point[valid].sum().item()
         count += int(valid.sum())
     if not count:
         raise ValueError("no held-out segment is long enough for a trajectory error")

@@ -10,9 +10,9 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -20,6 +20,10 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from drive_actors.drawing import draw_rollout, write_video
+from drive_actors.policy import Policy
+from drive_envs.plan import STEP
+from drive_envs.protocol import Rollout
 from drive_learner.batch import Batch
 from drive_learner.checkpoint import Checkpoint, write_checkpoint
 from drive_learner.learner import Learner
@@ -51,6 +55,7 @@ class LoopConfig:
             raise ValueError(f"loop video_every must be 0 or more, got {self.video_every}")
 
 
+@runtime_checkable
 class Feed(Protocol):
     """Where minibatches come from: `feed.RolloutFeed` or `imitation.RecordedFeed`."""
 
@@ -70,16 +75,17 @@ class Feed(Protocol):
         """Let its memory be used again."""
         ...
 
+    @property
+    def latest(self) -> Rollout | None:
+        """The last rollout that was driven, to look at, if there is one."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint must keep, as JSON holds it."""
         ...
 
     def metrics(self) -> Metrics:
         """Return what happened since the last call."""
-        ...
-
-    def video(self) -> Sequence[np.ndarray] | None:
-        """Draw the latest rollout, uint8 (H, W, 3) frames at 5 Hz, if there is one."""
         ...
 
 
@@ -94,7 +100,7 @@ def learn(
 ) -> Metrics:
     """Take gradient steps until the learner's `num_steps`; return the last figures.
 
-    output: gets `tensorboard/` and `checkpoints/`. run: the run as YAML, for the checkpoints.
+    output: gets `tensorboard/`, `checkpoints/`, `videos/`. run: the run as YAML, for checkpoints.
     on_step(step, metrics) is called after every step with the figures known by then.
     """
     num_steps = learner.config.num_steps
@@ -115,7 +121,7 @@ def learn(
                 for name, value in metrics.items():
                     writer.add_scalar(name, value, step)
             if config.video_every and (step % config.video_every == 0 or is_last):
-                write_video(writer, "rollout/video", feed.video(), step)
+                film(learner, feed.latest, output / "videos", writer)
             if step % config.checkpoint_every == 0 or is_last:
                 save(learner, feed, config, output, run)
             on_step(step, metrics)
@@ -135,10 +141,9 @@ def advance(learner: Learner, feed: Feed) -> tuple[Metrics, float]:
 
 
 def save(learner: Learner, feed: Feed, config: LoopConfig, output: Path, run: str) -> Path:
-    """Write a checkpoint of the run as it stands."""
-    checkpoint = Checkpoint(
-        step=learner.step, tensors=learner.state(), state={"feed": feed.state()}, run=run
-    )
+    """Write a checkpoint of the run as it stands: `drive_actors.policy_file` reads the policy."""
+    state = {"policy": asdict(learner.policy.config), "feed": feed.state()}
+    checkpoint = Checkpoint(step=learner.step, tensors=learner.state(), state=state, run=run)
     return write_checkpoint(output / "checkpoints", checkpoint, keep=config.keep_checkpoints)
 
 
@@ -167,24 +172,33 @@ class Interval:
         }
 
 
-def write_video(
-    writer: SummaryWriter, tag: str, frames: Sequence[np.ndarray] | None, step: int
-) -> None:
-    """Add frames, uint8 (H, W, 3) at 5 Hz, to TensorBoard's image tab as a GIF that plays there.
-
-    `SummaryWriter.add_video` would need a further package for the same.
-    """
-    if not frames:
+def film(learner: Learner, rollout: Rollout | None, folder: Path, writer: SummaryWriter) -> None:
+    """Draw the first scene of a rollout, with the learner's plans, as mp4 and into TensorBoard."""
+    if rollout is None:
         return
-    images = [Image.fromarray(frame) for frame in frames]
+    policy = Policy(learner.policy.config)
+    policy.load_state_dict(learner.weights())
+    pictures = draw_rollout(rollout, policy.eval())
+    folder.mkdir(parents=True, exist_ok=True)
+    write_video(folder / f"step_{learner.step:06d}.mp4", pictures)
+    writer._get_file_writer().add_summary(moving_image("rollout/video", pictures), learner.step)
+
+
+def moving_image(tag: str, pictures: Sequence[np.ndarray]) -> Summary:
+    """Encode pictures, uint8 (H, W, 3) at 5 Hz, as a GIF that plays in TensorBoard's image tab.
+
+    `SummaryWriter.add_video` makes the same, but takes a package more.
+    """
+    images = [Image.fromarray(picture) for picture in pictures]
     encoded = io.BytesIO()
-    images[0].save(encoded, "GIF", save_all=True, append_images=images[1:], duration=200, loop=0)
+    duration = round(1000 * STEP)
+    images[0].save(
+        encoded, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
+    )
     image = Summary.Image(
         height=images[0].height,
         width=images[0].width,
         colorspace=3,
         encoded_image_string=encoded.getvalue(),
     )
-    writer._get_file_writer().add_summary(
-        Summary(value=[Summary.Value(tag=tag, image=image)]), step
-    )
+    return Summary(value=[Summary.Value(tag=tag, image=image)])

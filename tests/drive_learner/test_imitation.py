@@ -1,28 +1,37 @@
-from typing import Any
-
 import numpy as np
 import pytest
 import torch
 
+from drive_actors.policy import PolicyConfig
 from drive_envs.plan import TIMES
 from drive_envs.protocol import NUM_CONTEXT
 from drive_learner.batch import STEP_FIELDS
-from drive_learner.imitation import RecordedFeed, recorded_rollout, trajectory_mae
+from drive_learner.imitation import (
+    ImitationConfig,
+    RecordedFeed,
+    find_stretches,
+    recorded_rollout,
+    trajectory_mae,
+)
 from drive_learner.learner import Learner, LearnerConfig, OptimizerConfig
 from drive_learner.losses import LossConfig
+from drive_learner.queue import QueueConfig
 
-SETTINGS: dict[str, Any] = {
-    "num_sequences": 8,
-    "sequence_length": 5,
-    "num_features": 16,
-    "seed": 0,
-    "memory_mb": 100.0,
-}
+QUEUE = QueueConfig(num_sequences=8, sequence_length=5)
+
+
+def whole(segment):
+    return recorded_rollout(segment, slice(0, len(segment)), 32, 16)
+
+
+def feed_of(segments, memory_mb=100):
+    policy = PolicyConfig(width=32, height=16, num_features=16)
+    return RecordedFeed(segments, QUEUE, policy, ImitationConfig(memory_mb=memory_mb), seed=0)
 
 
 def test_a_recording_is_a_rollout_that_the_person_drove(arc_segment):
     segment = arc_segment(radius=50.0, speed=10.0)
-    rollout = recorded_rollout(segment)
+    rollout = whole(segment)
     assert rollout.num_steps == len(segment) - NUM_CONTEXT - 1
     np.testing.assert_allclose(rollout.observation["speed"], 10, rtol=1e-3)
     np.testing.assert_allclose(rollout.teacher_action[..., 0], 1 / 50, rtol=1e-2)
@@ -38,19 +47,27 @@ def test_a_recording_is_a_rollout_that_the_person_drove(arc_segment):
     np.testing.assert_array_equal(valid, np.asarray(TIMES) <= last + 1e-6)
 
 
-def test_steps_that_touch_an_invalid_frame_are_not_imitated(arc_segment):
-    segment = arc_segment()
+def test_stretches_end_at_an_invalid_frame(arc_segment):
+    segment = arc_segment(num_frames=60)
     segment.valid[20] = False
-    active = recorded_rollout(segment).active[:, 0]
-    for step in range(len(active)):
-        frames = segment.valid[step : step + NUM_CONTEXT + 2]
-        assert active[step] == frames.all()
+    found = find_stretches([segment])
+    assert [(stretch.rows.start, stretch.rows.stop) for stretch in found] == [(0, 20), (21, 60)]
+    assert [stretch.num_steps for stretch in found] == [10, 29]
+    rollout = recorded_rollout(segment, found[1].rows, 32, 16)
+    np.testing.assert_array_equal(rollout.observation["wide"][0, 0], segment.image("wide", 21))
+
+
+def test_images_are_resized_to_the_policys(arc_segment):
+    rollout = recorded_rollout(arc_segment(), slice(5, 25), 16, 8)
+    assert rollout.observation["narrow"].shape == (20, 1, 3, 8, 16)
+    blocks = arc_segment().image("narrow", 5).reshape(3, 8, 2, 16, 2).mean((2, 4))
+    np.testing.assert_allclose(rollout.observation["narrow"][0, 0], blocks, atol=1)
 
 
 def test_a_minibatch_depends_on_seed_and_step_alone(arc_segment, dataset_of):
     dataset = dataset_of(arc_segment("a"), arc_segment("b", num_frames=60, seed=1))
-    first = RecordedFeed(dataset, **SETTINGS)
-    resumed = RecordedFeed(dataset, **{**SETTINGS, "memory_mb": 0.0})
+    first = feed_of(dataset)
+    resumed = feed_of(dataset, memory_mb=0)
     first.next(0)
     expected, found = first.next(7), resumed.next(7)
     for name in (*STEP_FIELDS, "noise", "policy_version"):
@@ -65,12 +82,12 @@ def test_short_and_damaged_segments_are_skipped_and_counted(arc_segment, dataset
     damaged = arc_segment("damaged", num_frames=200)
     damaged.images["wide"][100] = damaged.images["wide"][100][:40]
     dataset = dataset_of(arc_segment("good"), arc_segment("short", num_frames=14), damaged)
-    feed = RecordedFeed(dataset, **SETTINGS)
+    feed = feed_of(dataset)
     for step in range(3):
         feed.next(step)
     assert feed.metrics() == {"skipped/too_short": 1, "skipped/damaged": 1}
     with pytest.raises(ValueError, match="sequence_length"):
-        RecordedFeed(dataset_of(arc_segment(num_frames=12)), **SETTINGS)
+        feed_of(dataset_of(arc_segment(num_frames=12)))
 
 
 def test_trajectory_error_of_driving_straight_on(arc_segment, dataset_of, tiny_policy):
@@ -78,7 +95,7 @@ def test_trajectory_error_of_driving_straight_on(arc_segment, dataset_of, tiny_p
     for parameter in tiny_policy.plan_head.parameters():
         torch.nn.init.zeros_(parameter)
     segment = arc_segment(num_frames=80, radius=50.0, speed=10.0)
-    rollout = recorded_rollout(segment)
+    rollout = whole(segment)
     travelled = 10 * np.asarray(TIMES)
     ahead = travelled / 50
     miss_x = np.abs(travelled - 50 * np.sin(ahead))
@@ -100,7 +117,7 @@ def test_imitation_lowers_the_trajectory_error(arc_segment, dataset_of, tiny_pol
         optimizer=OptimizerConfig(learning_rate=1e-2, num_warmup_steps=5),
     )
     learner = Learner(tiny_policy, config)
-    feed = RecordedFeed(dataset, **SETTINGS)
+    feed = feed_of(dataset)
     before = trajectory_mae(tiny_policy, dataset)
     while learner.step < config.num_steps:
         learner.update(feed.next(learner.step))

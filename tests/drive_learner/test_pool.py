@@ -2,6 +2,7 @@ import os
 import signal
 import time
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import ray
@@ -13,6 +14,11 @@ from drive_learner.pool import ActorPool, Lost, PoolConfig
 pytestmark = pytest.mark.slow
 
 WEIGHTS = {"weight": torch.arange(3.0)}
+
+
+def sum_of(reference):
+    weights: dict[str, Any] = ray.get(reference)
+    return float(weights["weight"].sum())
 
 
 class Driver:
@@ -33,7 +39,7 @@ class Driver:
             actor=self.index,
             noise_seed=seed,
             policy_version=version,
-            seconds={"pid": os.getpid(), "weight": ray.get(reference)["weight"].sum()},
+            seconds={"pid": os.getpid(), "weight": sum_of(reference)},
         )
 
 

@@ -1,0 +1,280 @@
+"""`drive train-policy`: from recordings to a driving policy, on-policy or off-policy.
+
+On-policy, actors drive the recorded roads in the reprojective world with the newest weights and a
+central learner follows what the teacher would have done from where they were. Off-policy, the same
+learner takes as many steps on the recordings themselves. Everything else is equal.
+
+A run that is stopped goes on from its last whole checkpoint when the same command is given again.
+"""
+
+import functools
+import logging
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ray
+import torch
+
+from cluster.config import dump
+from cluster.progress import Meter, progress
+from drive_actors.actor import RolloutActor
+from drive_actors.policy import Policy, PolicyConfig
+from drive_envs.environment import DrivingVectorEnv, EnvConfig
+from drive_envs.reprojective import Reprojective, ReprojectiveConfig
+from drive_envs.scenes import SamplerConfig, SceneSampler
+from drive_envs.segments import SegmentDataset, open_dataset, sample_path
+from drive_learner.checkpoint import Checkpoint, latest_checkpoint
+from drive_learner.feed import RolloutFeed
+from drive_learner.imitation import ImitationConfig, RecordedFeed, trajectory_mae
+from drive_learner.learner import Learner, LearnerConfig, OptimizerConfig
+from drive_learner.local_cluster import local_cluster
+from drive_learner.loop import LoopConfig, Metrics, learn
+from drive_learner.losses import LossConfig
+from drive_learner.pool import ActorPool, PoolConfig
+from drive_learner.queue import QueueConfig
+
+log = logging.getLogger(__name__)
+
+HEADLINES = (
+    "loss/plan",
+    "loss/action",
+    "rollout/lateral_error",
+    "rollout/return",
+    "learner/steps_per_second",
+    "learner/idle_share",
+    "actor/utilisation",
+    "actor/frames_per_second",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayConfig:
+    """Ray where no cluster is named by RAY_ADDRESS: on this machine, for this job.
+
+    num_cpus: cores to share out, null for all there are. object_store_mb: for rollouts under way.
+    """
+
+    num_cpus: int | None = None
+    object_store_mb: int = 2000
+    dashboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainPolicyRun:
+    """One training run.
+
+    mode: on_policy drives, off_policy imitates the recordings. data: a Parquet file or a folder of
+    them, or `sample` for the shipped one; its train split is learnt from, its held-out split gives
+    the trajectory error. num_steps: gradient steps. num_scenes: driven side by side by one actor.
+    rollout_steps: length of a rollout. precision: of the learner's forward pass; the actors' is
+    fp32. num_threads: of the learner. resume: go on from the output directory's last checkpoint, if
+    there is one, rather than begin again.
+    """
+
+    mode: Literal["on_policy", "off_policy"] = "on_policy"
+    seed: int = 0
+    data: str = "sample"
+    num_steps: int = 1500
+    precision: Literal["fp32", "bf16"] = "bf16"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    num_threads: int = 1
+    num_scenes: int = 16
+    rollout_steps: int = 30
+    resume: bool = True
+    policy: PolicyConfig = field(default_factory=PolicyConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    world: ReprojectiveConfig = field(default_factory=ReprojectiveConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    queue: QueueConfig = field(default_factory=QueueConfig)
+    actors: PoolConfig = field(default_factory=PoolConfig)
+    imitation: ImitationConfig = field(default_factory=ImitationConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "num_threads", "num_scenes", "rollout_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        sizes = {
+            name: (part.width, part.height)
+            for name, part in (("policy", self.policy), ("env", self.env), ("world", self.world))
+        }
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"images must have one size, got {sizes}: make width and height equal")
+        if self.mode == "off_policy" and (self.loss.policy_gradient or self.loss.value):
+            raise ValueError(
+                "recordings have no reward: off_policy needs loss.policy_gradient=0 and "
+                "loss.value=0"
+            )
+
+    @property
+    def learner(self) -> LearnerConfig:
+        """The learner's part."""
+        return LearnerConfig(
+            num_steps=self.num_steps,
+            loss=self.loss,
+            optimizer=self.optimizer,
+            precision=self.precision,
+            device=self.device,
+        )
+
+    @property
+    def data_path(self) -> Path:
+        """Where the recordings are, absolute, as processes may start elsewhere."""
+        return sample_path() if self.data == "sample" else Path(self.data).resolve()
+
+
+def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
+    """Train, leaving `checkpoints/` and `tensorboard/` in `output`; return the headline figures."""
+    torch.set_num_threads(config.num_threads)
+    torch.manual_seed(config.seed)
+    learner = Learner(Policy(config.policy), config.learner)
+    checkpoint = resumed(config, learner, output / "checkpoints")
+    began, first = time.monotonic(), learner.step
+    log.info("%s: gradient steps %d to %d", config.mode, first, config.num_steps)
+    figures: dict[str, Any] = {"mode": config.mode, "steps": config.num_steps, "resumed_at": first}
+    train = train_on_policy if config.mode == "on_policy" else train_off_policy
+    if first < config.num_steps:
+        with progress("gradient steps", config.num_steps) as meter:
+            meter.update(first)
+            figures |= train(config, learner, output, checkpoint, meter)
+    figures["seconds"] = round(time.monotonic() - began, 1)
+    figures["trajectory_mae"] = held_out_error(config, learner)
+    return figures
+
+
+def train_on_policy(
+    config: TrainPolicyRun,
+    learner: Learner,
+    output: Path,
+    checkpoint: Checkpoint | None,
+    meter: Meter,
+) -> dict[str, Any]:
+    """Learn from actors; return figures with the fate of every rollout."""
+    with actor_feed(config, checkpoint) as feed:
+        metrics = learn(
+            learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter)
+        )
+        counts = feed.close()
+    return headlines(metrics) | {
+        "rollouts": {
+            "started": counts.started,
+            "learnt": counts.learnt,
+            "discarded": dict(counts.discarded),
+        }
+    }
+
+
+def train_off_policy(
+    config: TrainPolicyRun,
+    learner: Learner,
+    output: Path,
+    checkpoint: Checkpoint | None,
+    meter: Meter,
+) -> dict[str, Any]:
+    """Learn from recordings; a resumed run needs no more of `checkpoint` than the learner has."""
+    segments = open_dataset(config.data_path, split="train")
+    feed = RecordedFeed(segments, config.queue, config.policy, config.imitation, seed=config.seed)
+    metrics = learn(learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter))
+    return headlines(metrics) | {"skipped": dict(feed.skipped + segments.skipped)}
+
+
+@contextmanager
+def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterator[RolloutFeed]:
+    """Start Ray and the actors, and stop both at the end whatever happens."""
+    has_noise = config.policy.bottleneck_bits is not None
+    with local_cluster(
+        num_cpus=config.ray.num_cpus,
+        object_store_mb=config.ray.object_store_mb,
+        dashboard=config.ray.dashboard,
+    ):
+        actor = ray.remote(RolloutActor).options(**config.actors.options)
+        make = functools.partial(make_env, config)
+
+        def make_actor(index: int) -> Any:
+            return actor.remote(make, config.policy, index=index, num_steps=config.rollout_steps)
+
+        pool = ActorPool(make_actor, config.actors)
+        pool.wait_until_ready()
+        feed = RolloutFeed(
+            pool,
+            config.queue,
+            num_features=config.policy.num_features if has_noise else None,
+            seed=config.seed,
+            state=checkpoint.state["feed"] if checkpoint else None,
+            pinned=torch.cuda.is_available() and config.device != "cpu",
+        )
+        try:
+            yield feed
+        finally:
+            feed.close()
+
+
+def make_env(config: TrainPolicyRun) -> DrivingVectorEnv:
+    """Build the environment that one actor drives in."""
+    segments = open_dataset(config.data_path, split="train")
+    sampler = SceneSampler(segments, config.sampler)
+    return DrivingVectorEnv(Reprojective(config.world), sampler, config.env, config.num_scenes)
+
+
+def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoint | None:
+    """Restore the learner from the newest whole checkpoint, or clear the folder to begin again."""
+    if not config.resume:
+        if folder.exists():
+            log.warning("resume is false: removing %s", folder)
+            shutil.rmtree(folder)
+        return None
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is None:
+        return None
+    try:
+        learner.restore(checkpoint.step, checkpoint.tensors)
+    except (RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"the checkpoint in {folder} is of another network: choose another output or "
+            f"resume=false"
+        ) from error
+    log.info("going on from step %d in %s", checkpoint.step, folder)
+    return checkpoint
+
+
+def held_out_error(config: TrainPolicyRun, learner: Learner) -> float | None:
+    """Return the off-policy trajectory error in m of the averaged weights, None without data."""
+    segments: SegmentDataset = open_dataset(config.data_path, split="held_out")
+    if not len(segments):
+        log.warning("%s has no held-out segments: no trajectory error", config.data_path)
+        return None
+    policy = Policy(config.policy)
+    policy.load_state_dict(learner.weights(averaged=True))
+    return round(trajectory_mae(policy, segments), 4)
+
+
+def reporter(meter: Meter) -> Any:
+    """Return what shows each step on the progress display."""
+
+    def show(step: int, metrics: Metrics) -> None:
+        notes = [
+            f"{label} {metrics[name]:.3f}"
+            for label, name in (
+                ("plan", "loss/plan"),
+                ("action", "loss/action"),
+                ("off path m", "rollout/lateral_error"),
+                ("steps/s", "learner/steps_per_second"),
+            )
+            if name in metrics
+        ]
+        meter.update(step, ", ".join(notes))
+
+    return show
+
+
+def headlines(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Pick the figures that are worth a line."""
+    return {name: round(metrics[name], 4) for name in HEADLINES if name in metrics}

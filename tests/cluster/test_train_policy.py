@@ -1,0 +1,228 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+
+from cluster.config import dump
+from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, resumed, run
+from drive_actors.policy import Policy, PolicyConfig
+from drive_actors.policy_file import load_policy
+from drive_envs.environment import EnvConfig
+from drive_envs.reprojective import ReprojectiveConfig
+from drive_envs.scenes import SamplerConfig
+from drive_envs.segments import write_segments
+from drive_learner.checkpoint import checkpoints, latest_checkpoint
+from drive_learner.learner import Learner
+from drive_learner.loop import LoopConfig, learn
+from drive_learner.losses import LossConfig
+from drive_learner.queue import QueueConfig
+
+WIDTH, HEIGHT = 32, 16
+
+
+@pytest.fixture(scope="module")
+def tiny(synthetic, tmp_path_factory):
+    """A run of 12 small gradient steps on a recording of a textured plane."""
+    path = tmp_path_factory.mktemp("data") / "drives.parquet"
+    road = synthetic.winding_path(num_rows=60)
+    write_segments(
+        path,
+        [
+            synthetic.segment_from_path(road, name=split, width=WIDTH, height=HEIGHT, split=split)
+            for split in ("train", "held_out")
+        ],
+    )
+    return TrainPolicyRun(
+        data=str(path),
+        num_steps=12,
+        precision="fp32",
+        num_scenes=2,
+        rollout_steps=8,
+        policy=PolicyConfig(
+            width=WIDTH,
+            height=HEIGHT,
+            channels=(4, 4, 8, 8),
+            num_features=16,
+            bottleneck_bits=20.0,
+            model_dim=16,
+            num_layers=1,
+            num_heads=2,
+            num_hypotheses=2,
+        ),
+        env=EnvConfig(width=WIDTH, height=HEIGHT),
+        world=ReprojectiveConfig(width=WIDTH, height=HEIGHT),
+        sampler=SamplerConfig(num_steps=(5, 8)),
+        queue=QueueConfig(
+            capacity=4,
+            window=2,
+            reuse=2,
+            min_minibatches=1,
+            num_sequences=4,
+            sequence_length=4,
+        ),
+        loop=LoopConfig(log_every=2, publish_every=2, checkpoint_every=4, video_every=6),
+        ray=RayConfig(num_cpus=2, object_store_mb=100),
+    )
+
+
+def off_policy(config: TrainPolicyRun, **changes: Any) -> TrainPolicyRun:
+    loss = LossConfig(policy_gradient=0.0, value=0.0)
+    return replace(config, mode="off_policy", loss=loss, **changes)
+
+
+def accounts(state: dict[str, Any]) -> int:
+    """Rollouts that the counters know the fate of."""
+    known = sum(state["discarded"].values()) + state["learnt"]
+    return known + state["in_flight"] + state["waiting"]
+
+
+def driving_processes() -> list[psutil.Process]:
+    return [
+        process
+        for process in psutil.Process().children(recursive=True)
+        if "".join(process.cmdline()).startswith("ray::RolloutActor")
+    ]
+
+
+@pytest.mark.slow
+def test_on_policy_run_leaves_a_policy_and_its_figures(tiny, tmp_path):
+    figures = run(tiny, tmp_path)
+    rollouts = figures["rollouts"]
+    assert rollouts["started"] == rollouts["learnt"] + sum(rollouts["discarded"].values())
+    assert figures["trajectory_mae"] > 0
+    assert 0 < figures["actor/utilisation"] < 1
+    json.dumps(figures)
+    place = checkpoints(tmp_path / "checkpoints")[-1]
+    assert place.name == "step_000012"
+    assert load_policy(place).config == tiny.policy
+    assert list((tmp_path / "tensorboard").glob("events*"))
+    again = run(tiny, tmp_path)  # nothing is left to do, and no Ray is started for it
+    assert (again["resumed_at"], again["trajectory_mae"]) == (12, figures["trajectory_mae"])
+
+
+@pytest.mark.slow
+def test_an_actor_killed_in_mid_run_is_counted_and_replaced(tiny, tmp_path):
+    config = replace(tiny, num_steps=40)
+    learner = Learner(Policy(config.policy), config.learner)
+
+    def kill_once(step, metrics):
+        if step == 3:
+            for process in driving_processes():
+                os.kill(process.pid, signal.SIGKILL)
+
+    with actor_feed(config, None) as feed:
+        learn(learner, feed, config.loop, tmp_path, run="", on_step=kill_once)
+        counts = feed.close()
+    assert learner.step == 40
+    assert feed.pool.num_restarts == 1
+    assert counts.discarded["actor_lost"] == 1
+    counts.check()
+
+
+JOB = """
+import sys
+from pathlib import Path
+from cluster.config import load
+from cluster.train_policy import TrainPolicyRun, run
+run(load(TrainPolicyRun, Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.slow
+def test_a_job_killed_in_mid_run_goes_on_from_its_checkpoint(tiny, tmp_path):
+    config = replace(tiny, num_steps=100_000)
+    (tmp_path / "run.yaml").write_text(dump(config))
+    folder = tmp_path / "checkpoints"
+    process = subprocess.Popen([sys.executable, "-c", JOB, tmp_path / "run.yaml", tmp_path])
+    try:
+        deadline = time.monotonic() + 100
+        while len(checkpoints(folder)) < 2 and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.1)
+    finally:
+        family = psutil.Process(process.pid).children(recursive=True)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+        psutil.wait_procs(family, timeout=20)
+    left = latest_checkpoint(folder)
+    assert left is not None
+    assert accounts(left.state["feed"]["counts"]) == left.state["feed"]["counts"]["started"]
+    figures = run(replace(config, num_steps=left.step + 6), tmp_path)
+    assert figures["resumed_at"] == left.step
+    assert figures["rollouts"]["started"] > left.state["feed"]["counts"]["started"]
+    assert figures["rollouts"]["discarded"]["restart"] > 0
+    finished = latest_checkpoint(folder)
+    assert finished is not None
+    assert finished.step == left.step + 6
+    assert not driving_processes()
+
+
+class Interrupted(Exception):
+    pass
+
+
+@pytest.mark.slow
+def test_interrupted_and_resumed_equals_uninterrupted(tiny, tmp_path, monkeypatch):
+    config = off_policy(tiny)
+    run(config, tmp_path / "straight")
+
+    def interrupt(meter):
+        def show(step, metrics):
+            if step == 7:
+                raise Interrupted
+
+        return show
+
+    with monkeypatch.context() as patch:
+        patch.setattr("cluster.train_policy.reporter", interrupt)
+        with pytest.raises(Interrupted):
+            run(config, tmp_path / "stopped")
+    assert run(config, tmp_path / "stopped")["resumed_at"] == 4
+    straight = latest_checkpoint(tmp_path / "straight" / "checkpoints")
+    stopped = latest_checkpoint(tmp_path / "stopped" / "checkpoints")
+    assert straight is not None
+    assert stopped is not None
+    for name, tensors in straight.tensors.items():
+        for key, value in tensors.items():
+            assert torch.equal(value, stopped.tensors[name][key]), (name, key)
+
+
+@pytest.mark.slow
+def test_resume_false_begins_again(tiny, tmp_path):
+    config = off_policy(tiny, num_steps=4)
+    run(config, tmp_path)
+    assert run(config, tmp_path)["resumed_at"] == 4
+    assert run(replace(config, resume=False), tmp_path)["resumed_at"] == 0
+
+
+@pytest.mark.slow
+def test_another_network_is_not_resumed(tiny, tmp_path):
+    config = off_policy(tiny, num_steps=4)
+    run(config, tmp_path)
+    other = replace(config, policy=replace(config.policy, model_dim=32))
+    learner = Learner(Policy(other.policy), other.learner)
+    with pytest.raises(ValueError, match="of another network"):
+        resumed(other, learner, tmp_path / "checkpoints")
+
+
+def test_runs_that_cannot_work_are_refused(tiny):
+    with pytest.raises(ValueError, match="one size"):
+        replace(tiny, policy=replace(tiny.policy, width=64, height=32))
+    with pytest.raises(ValueError, match="no reward"):
+        replace(tiny, mode="off_policy", loss=LossConfig())
+    with pytest.raises(ValueError, match="num_scenes"):
+        replace(tiny, num_scenes=0)
+
+
+def test_data_is_found_from_anywhere(tiny):
+    assert replace(tiny, data="drives").data_path == Path.cwd() / "drives"
+    assert replace(tiny, data="sample").data_path.name == "sample.parquet"
