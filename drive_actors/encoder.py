@@ -12,6 +12,20 @@ from torch import Tensor, nn
 STRIDE = 16  # image pixels to a cell of the last grid
 
 
+def keep_variance(module: nn.Module) -> None:
+    """Initialise convolutions after He et al. (2015), without bias; a residual begins as nothing.
+
+    PyTorch's own start shrinks the signal in every layer below the biases: after the fourth, 99.5 %
+    of a feature's power was the same for all images, and the bottleneck has unit power to spend.
+    """
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+        assert module.bias is not None
+        nn.init.zeros_(module.bias)
+    if isinstance(module, Residual):
+        nn.init.zeros_(module.second.weight)
+
+
 class Residual(nn.Module):
     """Two 3x3 convolutions beside an identity."""
 
@@ -19,7 +33,6 @@ class Residual(nn.Module):
         super().__init__()
         self.first = nn.Conv2d(num_channels, num_channels, 3, padding=1)
         self.second = nn.Conv2d(num_channels, num_channels, 3, padding=1)
-        nn.init.zeros_(self.second.weight)
 
     def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c h w"]:
         return x + self.second(self.first(x.relu()).relu())
@@ -44,6 +57,7 @@ class Encoder(nn.Module):
             nn.Conv2d(fourth, fourth // 2, 1),
             nn.Flatten(),
         )
+        self.apply(keep_variance)
         self.num_outputs = fourth // 2 * (width // STRIDE) * (height // STRIDE)
 
     def forward(

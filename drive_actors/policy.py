@@ -123,6 +123,7 @@ class Policy(nn.Module):
         num_outputs = sum(encoder.num_outputs for encoder in encoders.values())
         self.encoders = nn.ModuleDict(encoders)
         self.features_from_images = nn.Linear(num_outputs, config.num_features)
+        nn.init.zeros_(self.features_from_images.bias)
         self.noise_std = 0.0 if bits is None else noise_std(bits, config.num_features)
         self.token_from_features = nn.Linear(config.num_features, dim)
         self.token_from_state = nn.Linear(NUM_STATE, dim)
@@ -242,4 +243,4 @@ def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
     plan = torch.zeros(NUM_POINTS, NUM_VALUES)
     plan[:, POSITION.start] = TIMES
     plan[:, VELOCITY.start] = 1
-    return plan / SCALE
+    return plan / SCALE.to(plan)

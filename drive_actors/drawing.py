@@ -1,0 +1,162 @@
+"""Pictures of driving: what the cameras saw, with the plan (green) and the teacher's (blue) on it.
+
+Plans are drawn where they lie on the road, through each camera's own optics. Images are RGB, uint8
+(height, width, 3), as video and picture files have them.
+"""
+
+from collections.abc import Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import cv2
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+
+from drive_actors.bottleneck import noise as bottleneck_noise
+from drive_actors.policy import CAMERAS, Policy
+from drive_envs.camera import Camera, cameras, project
+from drive_envs.plan import POSITION, STEP, TIMES, best_plan
+from drive_envs.protocol import NUM_CONTEXT, Rollout
+
+GREEN, BLUE, WHITE = (40, 220, 60), (50, 120, 255), (255, 255, 255)
+STRIP = 24  # rows darkened behind the caption
+FAR = 30_000.0  # pixels: beyond it OpenCV's fixed-point coordinates would overflow
+MARKS = tuple(int((TIMES - second).abs().argmin()) for second in (1, 2, 4))
+
+Image = UInt8[np.ndarray, "3 height width"]
+Picture = UInt8[np.ndarray, "rows columns 3"]
+Plan = Float[np.ndarray, "33 15"]
+
+
+def draw_views(
+    images: Mapping[str, Image],
+    *,
+    plan: Plan | None = None,
+    teacher: Plan | None = None,
+    teacher_valid: Bool[np.ndarray, "33"] | None = None,
+    caption: str = "",
+    scale: int = 4,
+) -> Picture:
+    """Put both cameras side by side, enlarged, with plans in SI units drawn into them."""
+    views = []
+    for name in CAMERAS:
+        image = images[name]
+        camera = cameras(image.shape[2], image.shape[1])[name]
+        picture = cv2.resize(
+            np.ascontiguousarray(image.transpose(1, 2, 0)),
+            None,
+            fx=scale,
+            fy=scale,
+            interpolation=cv2.INTER_CUBIC,
+        )
+        enlarged = camera.scaled(camera.width * scale, camera.height * scale)
+        if teacher is not None:
+            draw_plan(picture, enlarged, teacher, BLUE, teacher_valid)
+        if plan is not None:
+            draw_plan(picture, enlarged, plan, GREEN)
+        views.append(picture)
+    picture = np.concatenate(views, axis=1)
+    if caption:
+        picture[:STRIP] //= 3
+        cv2.putText(
+            picture, caption, (8, STRIP - 7), cv2.FONT_HERSHEY_SIMPLEX, 0.5, WHITE, 1, cv2.LINE_AA
+        )
+    return picture
+
+
+def draw_plan(
+    picture: Picture,
+    camera: Camera,
+    plan: Plan,
+    colour: tuple[int, int, int],
+    valid: Bool[np.ndarray, "33"] | None = None,
+) -> None:
+    """Draw a plan onto the road of a picture, in place; dots are 1, 2 and 4 s ahead."""
+    pixels = road_pixels(camera, torch.from_numpy(plan[:, POSITION]).double())
+    if valid is not None:
+        pixels[~torch.from_numpy(valid)] = torch.nan
+    seen = pixels.isfinite().all(-1).numpy()
+    if not seen.any():
+        return
+    fixed = (pixels.clamp(-FAR, FAR).nan_to_num() * 2**4).round().int().numpy()
+    size = max(1, camera.height // 128)
+    cv2.polylines(picture, [fixed[seen]], False, colour, size, cv2.LINE_AA, shift=4)
+    for mark in MARKS:
+        if seen[mark]:
+            u, v = fixed[mark].tolist()
+            cv2.circle(picture, (u, v), 32 * size, colour, -1, cv2.LINE_AA, shift=4)
+
+
+def road_pixels(camera: Camera, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 2"]:
+    """Project points of the ego frame to pixels; NaN for what is not in front of the camera."""
+    camera_from_ego = torch.linalg.inv(camera.ego_from_camera)
+    return project(camera, points @ camera_from_ego[:3, :3].T + camera_from_ego[:3, 3])
+
+
+@torch.inference_mode()
+def draw_rollout(rollout: Rollout, policy: Policy, scene: int = 0) -> list[Picture]:
+    """Draw one scene of a rollout, a picture a step, with the plans `policy` makes of it.
+
+    With the weights that acted they are the plans that the actor had in mind.
+    """
+    noise = bottleneck_noise(
+        rollout.noise_seed,
+        NUM_CONTEXT + rollout.num_steps + 1,
+        rollout.num_scenes,
+        policy.config.num_features,
+    )
+    num_steps = int(rollout.active[:, scene].sum())
+    shown = slice(0, NUM_CONTEXT + num_steps)
+    seen = {
+        key: np.ascontiguousarray(value[shown, scene : scene + 1])
+        for key, value in rollout.observation.items()
+    }
+    output = policy.unroll(
+        {key: torch.from_numpy(value) for key, value in seen.items()},
+        noise[shown, scene : scene + 1],
+    )
+    plans = best_plan(output.plan)[:, 0].numpy()
+    return [
+        draw_views(
+            {name: seen[name][NUM_CONTEXT + step, 0] for name in CAMERAS},
+            plan=plans[step],
+            teacher=rollout.teacher_plan[step, scene],
+            teacher_valid=rollout.teacher_plan_valid[step, scene],
+            caption=caption(
+                step,
+                float(rollout.lateral_error[step, scene]),
+                float(seen["speed"][NUM_CONTEXT + step, 0, 0]),
+            ),
+        )
+        for step in range(num_steps)
+    ]
+
+
+def caption(step: int, lateral_error: float, speed: float) -> str:
+    """Say when, how far left of where it should be, and how fast."""
+    return f"{step * STEP:4.1f} s  lateral {lateral_error:+.2f} m  {speed:4.1f} m/s"
+
+
+def tensorboard_video(pictures: Sequence[Picture]) -> UInt8[Tensor, "1 time 3 rows columns"]:
+    """Stack pictures as `SummaryWriter.add_video` wants them."""
+    return torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)[None]
+
+
+def write_video(path: Path, pictures: Sequence[Picture], fps: int = 5) -> None:
+    """Write an mp4, H.264 where this PyAV can encode it, else MPEG-4."""
+    if not pictures:
+        raise ValueError(f"{path}: a video needs at least one picture")
+    rows, columns, _ = pictures[0].shape
+    if rows % 2 or columns % 2:
+        raise ValueError(f"{path}: pictures must have even sides, got {columns} x {rows}")
+    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=Fraction(fps))
+        stream.width, stream.height, stream.pix_fmt = columns, rows, "yuv420p"
+        stream.bit_rate = 2_000_000
+        for picture in pictures:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
