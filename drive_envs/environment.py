@@ -48,7 +48,7 @@ from drive_envs.vehicle import (
     limit,
     preset,
 )
-from drive_envs.world import TimedWorld, World
+from drive_envs.world import ClosableWorld, TimedWorld, World
 
 NUM_DESIRES = 3
 MAX_SPEED = 100.0  # m/s, of the observation space
@@ -371,6 +371,11 @@ class DrivingEnv(gymnasium.Env):
         observation, reward, left, arrived, info = self._batch.step(np.asarray(action)[None])
         self._image = observation["wide"][0].transpose(1, 2, 0)
         return first(observation), float(reward[0]), bool(left[0]), bool(arrived[0]), first(info)
+
+    def close(self) -> None:
+        """Close the world too, if it can be (a `DrivingVectorEnv` leaves that to its owner)."""
+        if isinstance(self._batch.world, ClosableWorld):
+            self._batch.world.close()
 
     def render(self) -> np.ndarray | None:
         """Return the last wide image, uint8 (H, W, 3), when made with `rgb_array`."""

@@ -47,3 +47,12 @@ class TimedWorld(Protocol):
     def seconds(self) -> Mapping[str, float]:
         """Wall time by part; the parts lie within the render's."""
         ...
+
+
+@runtime_checkable
+class ClosableWorld(Protocol):
+    """A world that holds something to give back, such as a simulator."""
+
+    def close(self) -> None:
+        """End it; the world cannot be used again."""
+        ...

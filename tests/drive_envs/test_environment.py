@@ -1,5 +1,7 @@
 import itertools
 import math
+import subprocess
+import sys
 
 import gymnasium
 import numpy as np
@@ -71,10 +73,16 @@ def equal(one, two):
     return np.array_equal(one, two)
 
 
-def test_check_env(sampler):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gymnasium.logger, "warn", refuse_but_normalization)
-        check_env(DrivingEnv(Reprojective(), sampler, EnvConfig()), skip_render_check=True)
+@pytest.fixture(scope="module")
+def file(synthetic_segment, tmp_path_factory):
+    path = tmp_path_factory.mktemp("segments") / "drive.parquet"
+    write_segments(path, [synthetic_segment])
+    return path
+
+
+def test_check_env(file, monkeypatch):
+    monkeypatch.setattr(gymnasium.logger, "warn", refuse_but_normalization)
+    check_env(gymnasium.make("drive/Reprojective-v0", segments=file).unwrapped)
 
 
 # Actions are in SI units, not normalised: that one piece of advice is not followed.
@@ -83,9 +91,7 @@ def refuse_but_normalization(message, *args, **kwargs):
 
 
 @pytest.mark.parametrize("render_mode", [None, "rgb_array"])
-def test_make_by_id(synthetic_segment, tmp_path, render_mode):
-    file = tmp_path / "drive.parquet"
-    write_segments(file, [synthetic_segment])
+def test_make_by_id(file, render_mode):
     env = gymnasium.make("drive/Reprojective-v0", segments=file, render_mode=render_mode)
     observation, info = env.reset(seed=3)
     assert observation in env.observation_space
@@ -99,15 +105,55 @@ def test_make_by_id(synthetic_segment, tmp_path, render_mode):
     env.close()
 
 
-def test_make_vec_by_id(synthetic_segment, tmp_path):
-    file = tmp_path / "drive.parquet"
-    write_segments(file, [synthetic_segment])
+def test_make_vec_by_id(file):
     env = gymnasium.make_vec(
         "drive/Reprojective-v0", 3, vectorization_mode="vector_entry_point", segments=file
     )
     observation, _ = env.reset(seed=3)
     assert observation in env.observation_space
     assert env.metadata["autoreset_mode"] == AutoresetMode.DISABLED
+
+
+IN_METADRIVE = """
+import gymnasium, torch, drive_envs.registration
+from gymnasium.utils.env_checker import check_env
+torch.set_num_threads(1)
+env = gymnasium.make("drive/MetaDrive-v0")
+env.unwrapped.spec = None  # or it would make a second one, of which there can be none
+check_env(env.unwrapped, skip_render_check=True, skip_close_check=True)
+_, info = env.reset(seed=0)
+over, errors = False, []
+while not over:
+    _, _, terminated, over, info = env.step(info["teacher_action"])
+    assert not terminated
+    errors.append(abs(float(info["lateral_error"])))
+env.close()
+print("last error", max(errors[-15:]))
+"""
+
+
+@pytest.mark.slow
+def test_metadrive_by_id_is_an_environment_that_the_teacher_can_drive():
+    """In a process of its own: MetaDrive is one a process."""
+    program = [sys.executable, "-W", "ignore", "-c", IN_METADRIVE]
+    done = subprocess.run(program, capture_output=True, text=True, timeout=170, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout.split("last error")[1]) < 0.3
+
+
+def test_closing_one_environment_closes_its_world_but_a_batch_shares_it(scenes):
+    class Open(Blank):
+        is_open = True
+
+        def close(self):
+            self.is_open = False
+
+    world = Open()
+    DrivingVectorEnv(world, lambda rng: scenes[0], PLAIN).close()
+    assert world.is_open
+    DrivingEnv(world, lambda rng: scenes[0], PLAIN).close()
+    assert not world.is_open
+    DrivingEnv(Blank(), lambda rng: scenes[0], PLAIN).close()
 
 
 @pytest.mark.skipif(not sample_path().exists(), reason="the sample is not recorded yet")
