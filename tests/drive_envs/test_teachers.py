@@ -97,6 +97,7 @@ def run(synthetic, offsets, corner):
     return drive(paths, table[:, 2], table[:, 3], cars(len(chosen), **corner))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corner", CORNERS, ids=str)
 def test_closed_loop_converges_without_oscillation(synthetic, corner):
     error, demand = run(synthetic, (-1.5, -0.7, 0.0, 0.7, 1.5), corner)
