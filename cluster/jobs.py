@@ -37,13 +37,13 @@ JOBS = {
     "record": Job(
         module="cluster.record",
         schema="RecordRun",
-        runs=("record",),
+        runs=("record", "record_sample"),
         summary="drive MetaDrive as a person would and write segments",
     ),
     "train-policy": Job(
         module="cluster.train_policy",
         schema="TrainPolicyRun",
-        runs=("reprojective",),
+        runs=("reprojective", "reprojective_demo", "off_policy"),
         summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
     ),
     "evaluate-policy": Job(

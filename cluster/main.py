@@ -134,7 +134,7 @@ Results go to runs/NAME/, the last line of stdout is one JSON object with the he
 
 def is_for_the_user(error: BaseException) -> bool:
     """Tell whether the error says what the user can mend, or is a mistake of ours."""
-    if isinstance(error, OSError):
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in OURS:
         return True
     # Ray hands on a worker's error as the cause of its own, without its traceback.
     if isinstance(getattr(error, "cause", None), ValueError):
