@@ -7,6 +7,7 @@ Depth is planar: z in metres, infinite in the sky. Lens distortion is unknown he
 """
 
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import cos, isfinite, sin
 
 import torch
@@ -121,3 +122,11 @@ def unproject(
     x = (u - camera.center_u) / camera.focal * depth
     y = (v - camera.center_v) / camera.focal * depth
     return torch.stack([x, y, depth], dim=-1)
+
+
+@lru_cache(maxsize=8)
+def pixel_centers(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return u (1, W) of the columns and v (H, 1) of the rows, float32."""
+    u = torch.arange(camera.width, device=device) + 0.5
+    v = torch.arange(camera.height, device=device) + 0.5
+    return u[None], v[:, None]

@@ -31,9 +31,19 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import grid_sample, hardshrink, interpolate, pad
+from torch.nn.functional import grid_sample
 
-from drive_envs.camera import Camera
+from drive_envs.camera import Camera, pixel_centers
+from drive_envs.inpainting import draw_out_background, is_any
+from drive_envs.inverse_depth import (
+    HOLE,
+    Surface,
+    close,
+    fill,
+    inverse_depth,
+    nearest_around,
+    surface_from_inverse_depth,
+)
 
 Images = UInt8[Tensor, "batch source 3 height width"]
 Depths = Float[Tensor, "batch source height width"]
@@ -45,13 +55,10 @@ Flat = Float[Tensor, "batch pixel"]
 Rays = Float[Tensor, "batch 3 pixel"]
 
 NEAR = 0.1  # metres: nothing comes nearer to a camera
-HOLE = -1.0  # an inverse depth that is not known
-MAX_SLOPE = 0.25  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
 MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one target pixel
 ROUNDING = 1e-6  # 1/m: of an inverse depth in float32
 MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
 EDGE = 0.002  # 1/m: a step of inverse depth beyond the slope that is an edge
-TIE = 1e-5  # 1/m per pixel: of surfaces as far, prefer the one nearer in the image
 PASS_PIXELS = 1 << 17  # a pass works on as many, to keep its maps in the cache
 
 
@@ -60,14 +67,6 @@ class Reprojected(NamedTuple):
 
     image: UInt8[Tensor, "batch 3 height width"]
     valid: Bool[Tensor, "batch height width"]
-
-
-class Surface(NamedTuple):
-    """A source as one plane a pixel: w = `slope_u` u + `slope_v` v + `offset` (1/m, pixels)."""
-
-    slope_u: Map
-    slope_v: Map
-    offset: Map
 
 
 class Motion(NamedTuple):
@@ -107,10 +106,15 @@ def reproject(
     """
     check_shapes(images, depths, target_from_source, camera)
     size = max(1, PASS_PIXELS // (camera.width * camera.height))
-    passes = zip(
-        images.split(size), depths.split(size), target_from_source.split(size), strict=True
+    sources = (
+        images.split(size),
+        depths.float().split(size),
+        target_from_source.float().split(size),
     )
-    parts = [reproject_pass(*part, camera) for part in passes]
+    parts = [
+        reproject_pass(image, depth, moved, camera)
+        for image, depth, moved in zip(*sources, strict=True)
+    ]
     return Reprojected(*(torch.cat(part) for part in zip(*parts, strict=True)))
 
 
@@ -155,9 +159,7 @@ def reproject_pass(
         w = w.lerp_(view.w, weight)
         seen, hidden = seen | new, hidden & ~new
     if is_any(hidden):
-        hidden = draw_out_background(color, w, hidden)
-        if is_any(hidden):
-            draw_out_background(color.mT, w.mT, hidden.mT)
+        draw_out_background(color, w, hidden)
     return Reprojected(color.add_(0.5).to(torch.uint8), seen)
 
 
@@ -169,7 +171,7 @@ def see(
 ) -> View:
     """Take one source through the five steps of the module's page, drawn out beyond its view."""
     there, back = motions(target_from_source, camera)
-    w_source = depth.reciprocal().nan_to_num_(nan=HOLE, posinf=HOLE)
+    w_source = inverse_depth(depth)
     has_unknown = bool(w_source.amin() < 0)
 
     guess = fill(close(splat(w_source, there, camera)))
@@ -195,11 +197,6 @@ def see(
     return View(color, w.view_as(depth), seen, hidden)
 
 
-def is_any(mask: Mask) -> bool:
-    """Tell whether any is set; `mask.any()` takes ten times as long on a CPU."""
-    return bool(mask.view(torch.uint8).amax())
-
-
 def motions(
     target_from_source: Float[Tensor, "batch 4 4"], camera: Camera
 ) -> tuple[Motion, Motion]:
@@ -219,47 +216,11 @@ def intrinsics_and_inverse(camera: Camera, device: torch.device) -> tuple[Tensor
     return intrinsics.to(device, torch.float32), intrinsics.inverse().to(device, torch.float32)
 
 
-@lru_cache(maxsize=8)
-def pixel_centers(camera: Camera, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return u (1, W) of the columns and v (H, 1) of the rows."""
-    u = torch.arange(camera.width, device=device) + 0.5
-    v = torch.arange(camera.height, device=device) + 0.5
-    return u[None], v[:, None]
-
-
 def rotate(motion: Motion, camera: Camera) -> Rays:
     """Turn every pixel's ray into the other camera: `motion.ray` p."""
     u, v = pixel_centers(camera, motion.ray.device)
     by_u, by_v, constant = motion.ray[..., None, None].unbind(2)
     return torch.add(by_u * u + constant, by_v * v).flatten(2)
-
-
-def surface_from_inverse_depth(w: Map, camera: Camera) -> Surface:
-    """Fit a plane to every pixel from its neighbours in row and column."""
-    slope_u, slope_v = slope(w, dim=2), slope(w, dim=1)
-    u, v = pixel_centers(camera, w.device)
-    offset = torch.addcmul(w, slope_u, u, value=-1).addcmul_(slope_v, v, value=-1)
-    return Surface(slope_u, slope_v, offset)
-
-
-def slope(w: Map, dim: int) -> Map:
-    """Differentiate along `dim`: the smaller of both differences, so that no edge is crossed.
-
-    Zero where the differences have opposite signs (minmod) and at edges on both sides.
-    """
-    length = w.shape[dim]
-    result = torch.zeros_like(w)
-    if length < 3:
-        return result
-    step = w.narrow(dim, 1, length - 1) - w.narrow(dim, 0, length - 1)
-    left, right = step.narrow(dim, 0, length - 2), step.narrow(dim, 1, length - 2)
-    falling = torch.maximum(left, right).clamp_(max=0)
-    torch.add(
-        torch.minimum(left, right).clamp_(min=0), falling, out=result.narrow(dim, 1, length - 2)
-    )
-    result.select(dim, 0).copy_(step.select(dim, 0))
-    result.select(dim, length - 1).copy_(step.select(dim, length - 2))
-    return result.sub_(hardshrink(result, MAX_SLOPE))
 
 
 def splat(w: Map, there: Motion, camera: Camera) -> Map:
@@ -281,34 +242,6 @@ def splat(w: Map, there: Motion, camera: Camera) -> Map:
     margined = w.new_full((batch, (height + 2) * (width + 2)), HOLE)
     margined.scatter_reduce_(1, cell, w_there, "amax")
     return margined.view(batch, height + 2, width + 2)[:, 1:-1, 1:-1].contiguous()
-
-
-def close(w: Map) -> Map:
-    """Raise every value to the smaller of its two neighbours in column, then row, in place.
-
-    This closes cracks one pixel wide, through which the background would show; planes stay.
-    """
-    for dim in (1, 2):
-        length = w.shape[dim]
-        if length > 2:
-            middle = w.narrow(dim, 1, length - 2)
-            around = torch.minimum(w.narrow(dim, 0, length - 2), w.narrow(dim, 2, length - 2))
-            torch.maximum(middle, around, out=middle)
-    return w
-
-
-def fill(w: Map) -> Map:
-    """Give every HOLE the nearest surface of the smallest pyramid cell around it that has one."""
-    height, width = w.shape[1:]
-    if height == 1 and width == 1:
-        return w
-    if height % 2 or width % 2:
-        even = pad(w, (0, width % 2, 0, height % 2), value=HOLE)
-        return fill(even)[:, :height, :width]
-    rows = torch.maximum(w[:, ::2], w[:, 1::2])
-    coarse = fill(torch.maximum(rows[..., ::2], rows[..., 1::2]))
-    coarse = interpolate(coarse[:, None], scale_factor=2, mode="nearest")[:, 0]
-    return torch.addcmul(w, w.clamp(HOLE, 0), w - coarse)
 
 
 def land(w: Flat, rays: Rays, back: Motion) -> Landing:
@@ -378,17 +311,6 @@ def outlines(suspects: Mask, landing: Landing, w: Map, surface: Surface, camera:
     return result
 
 
-def nearest_around(w: Map) -> Map:
-    """Return the largest inverse depth of each pixel and its eight neighbours."""
-    for dim in (1, 2):
-        length, around = w.shape[dim] - 1, w.clone()
-        for at, beside in ((1, 0), (0, 1)):
-            here = around.narrow(dim, at, length)
-            torch.maximum(here, w.narrow(dim, beside, length), out=here)
-        w = around
-    return w
-
-
 def draw_in(landing: Landing, camera: Camera) -> Float[Tensor, "batch 2 pixel"]:
     """Pull landings out of view straight to the principal point, until they are on the border.
 
@@ -418,32 +340,3 @@ def sample(
     """Interpolate an image bilinearly at `grid`, as float in [0, 255]."""
     points = grid.view(len(grid), 2, *image.shape[2:]).permute(0, 2, 3, 1)
     return grid_sample(image.to(grid.dtype), points, padding_mode="border", align_corners=False)
-
-
-def draw_out_background(color: Color, w: Map, hidden: Mask) -> Mask:
-    """Give hidden pixels the colour of the farther of the two nearest donors in the row, in place.
-
-    Pixels next to a hidden one are no donors, as the obstacle's outline bleeds into them. Of two
-    as far, the one nearer in the image is taken. Returns what is left, in rows without donors.
-    """
-    width = w.shape[2]
-    left_over = torch.zeros_like(hidden)
-    image, row = hidden.any(dim=2).nonzero(as_tuple=True)
-    hidden, w = hidden[image, row], w[image, row]
-    is_donor = ~hidden
-    is_donor[:, 1:] &= ~hidden[:, :-1]
-    is_donor[:, :-1] &= ~hidden[:, 1:]
-    number = torch.arange(1, width + 1, device=w.device)
-    left = is_donor.mul(number).cummax(1).values - 1
-    right = width - is_donor.flip(1).mul(number).cummax(1).values.flip(1)
-    left_over[image, row] = hidden & ~is_donor.any(dim=1, keepdim=True)
-
-    line, column = hidden.nonzero(as_tuple=True)
-    left, right = left[line, column], right[line, column]
-    w_left = w[line, left.clamp(min=0)] + TIE * (column - left)
-    w_right = w[line, right.clamp(max=width - 1)] + TIE * (right - column)
-    is_left = (left >= 0) & ((right >= width) | (w_left <= w_right))
-    donor = torch.where(is_left, left, torch.where(right < width, right, column))
-    image, row = image[line], row[line]
-    color[image, :, row, column] = color[image, :, row, donor]
-    return left_over

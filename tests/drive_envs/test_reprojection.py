@@ -6,11 +6,10 @@ import torch
 
 from drive_envs.camera import Camera, wide
 from drive_envs.geometry import matrix_from_planar
+from drive_envs.inverse_depth import HOLE, MAX_SLOPE
 from drive_envs.reprojection import (
     EDGE,
-    HOLE,
     MAX_DISAGREEMENT,
-    MAX_SLOPE,
     MIN_SCALE,
     NEAR,
     check_shapes,
@@ -226,6 +225,23 @@ def test_batch_equals_alone(monkeypatch):
     monkeypatch.setattr("drive_envs.reprojection.PASS_PIXELS", 1)
     one_by_one = reproject(images, depths, moved, CAMERA)
     assert one_by_one.image.equal(together.image)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_agrees_with_cpu():
+    image, depth = random_frame(height=64, width=128, unknown=0.1)
+    arguments = (
+        image[None, None],
+        depth[None, None],
+        target_from_source((0.1, 1.0, 0.05))[None, None],
+    )
+    here = reproject(*arguments, CAMERA)
+    images, depths, moved = (argument.cuda() for argument in arguments)
+    there = reproject(images, depths, moved, CAMERA)
+    assert (there.valid.cpu() == here.valid).float().mean() > 0.995
+    difference = (there.image.cpu().int() - here.image.int()).abs()
+    assert (difference <= 1).float().mean() > 0.995, "rounding may tip a pixel on a threshold"
 
 
 @pytest.mark.parametrize(
