@@ -6,7 +6,6 @@ Scenes come with a `RoadScene` as their source; poses are MetaDrive's world pose
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,6 +17,7 @@ from drive_envs.metadrive_rendering import MetaDriveRenderer
 from drive_envs.path import NUM_PAST, RecordedPath
 from drive_envs.plan import STEP
 from drive_envs.roads import Road, lane_centerline
+from drive_envs.scenes import Scene
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,16 +26,6 @@ class RoadScene:
 
     road: Road
     lane: int = 0
-
-
-@runtime_checkable
-class HasSource(Protocol):
-    """What this world needs to know of a scene."""
-
-    @property
-    def source(self) -> object:
-        """A `RoadScene`, or the scene is for another world."""
-        ...
 
 
 class MetaDrive:
@@ -50,7 +40,7 @@ class MetaDrive:
         self.cameras = cameras(width, height)
         self.renderer = MetaDriveRenderer(self.cameras, region=region, supersampling=supersampling)
 
-    def reset(self, scenes: Sequence[HasSource]) -> None:
+    def reset(self, scenes: Sequence[Scene]) -> None:
         """Load the road of the one scene; ValueError for more of them, or for another source."""
         if len(scenes) != 1:
             raise ValueError(

@@ -12,10 +12,12 @@ drives on the right. It does not know of MetaDrive's objects, and imports nothin
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from math import pi, radians
+from math import radians
 from typing import Any, Literal
 
 import numpy as np
+
+from drive_envs.centerline import Arc, Centerline
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Road:
         }
 
     @cached_property
-    def _reference(self) -> tuple["Arc", ...]:
+    def _reference(self) -> tuple[Arc, ...]:
         """The rightmost lane's centre, placed so that the road's bounding box is around (0, 0)."""
         arcs = [Arc(x=0.0, y=0.0, yaw=0.0, length=self.entry_length, curvature=0.0)]
         for block in self.blocks:
@@ -121,121 +123,6 @@ class Road:
         points = line.poses(np.arange(0.0, line.length, 1.0))[:, :2]
         x, y = (points.min(axis=0) + points.max(axis=0)) / 2
         return tuple(arc.moved(-float(x), -float(y)) for arc in arcs)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arc:
-    """A piece of constant curvature (1/m, left positive) that begins at (x, y, yaw)."""
-
-    x: float
-    y: float
-    yaw: float
-    length: float
-    curvature: float
-
-    def poses(self, s: np.ndarray) -> np.ndarray:
-        """Return (N, 3) poses at arc lengths s (N,); beyond the ends the arc goes on."""
-        half = self.curvature * s / 2
-        chord = s * np.sinc(half / pi)
-        yaw = self.yaw + half
-        return np.stack(
-            [self.x + chord * np.cos(yaw), self.y + chord * np.sin(yaw), self.yaw + 2 * half], -1
-        )
-
-    def locate(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return s (N,) and the offset to the left (N,) of points (N, 2), s not yet clamped."""
-        # In the frame of the middle, where the angle to a point cannot wrap on the arc.
-        x, y, yaw = self.poses(np.array([self.length / 2]))[0]
-        dx, dy = points[:, 0] - x, points[:, 1] - y
-        ahead = np.cos(yaw) * dx + np.sin(yaw) * dy
-        left = np.cos(yaw) * dy - np.sin(yaw) * dx
-        if self.curvature == 0:
-            return self.length / 2 + ahead, left
-        radius = 1 / abs(self.curvature)
-        toward = left * np.sign(self.curvature)  # offset toward the centre of the circle
-        angle = np.arctan2(ahead, radius - toward)
-        offset = np.sign(self.curvature) * (radius - np.hypot(ahead, radius - toward))
-        return self.length / 2 + radius * angle, offset
-
-    def next(self, length: float, curvature: float) -> "Arc":
-        """Return the arc that goes on from the end of this one."""
-        x, y, yaw = (float(value) for value in self.poses(np.array([self.length]))[0])
-        return Arc(x=x, y=y, yaw=yaw, length=length, curvature=curvature)
-
-    def moved(self, x: float, y: float) -> "Arc":
-        """Return the arc shifted in the world."""
-        return Arc(
-            x=self.x + x, y=self.y + y, yaw=self.yaw, length=self.length, curvature=self.curvature
-        )
-
-    def beside(self, offset: float) -> "Arc":
-        """Return the parallel arc `offset` metres to the left."""
-        scale = 1 - self.curvature * offset
-        return Arc(
-            x=self.x - offset * float(np.sin(self.yaw)),
-            y=self.y + offset * float(np.cos(self.yaw)),
-            yaw=self.yaw,
-            length=self.length * scale,
-            curvature=self.curvature / scale,
-        )
-
-    def reversed(self) -> "Arc":
-        """Return the same piece driven the other way."""
-        x, y, yaw = (float(value) for value in self.poses(np.array([self.length]))[0])
-        return Arc(x=x, y=y, yaw=yaw + pi, length=self.length, curvature=-self.curvature)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Centerline:
-    """The centre of one lane: arcs in a row, in driving direction."""
-
-    arcs: tuple[Arc, ...]
-
-    @cached_property
-    def starts(self) -> np.ndarray:
-        """Where each arc begins, in metres along the lane."""
-        return np.concatenate([[0.0], np.cumsum([arc.length for arc in self.arcs])[:-1]])
-
-    @property
-    def length(self) -> float:
-        """Metres from the road's beginning to its end along this lane."""
-        return float(sum(arc.length for arc in self.arcs))
-
-    def poses(self, s: np.ndarray, offset: np.ndarray | float = 0.0) -> np.ndarray:
-        """Return world poses (N, 3) at s (N,), `offset` metres to the left, heading along the lane.
-
-        Beyond its ends the lane goes on as its first and last arc do.
-        """
-        s = np.asarray(s, float)
-        index = np.searchsorted(self.starts[1:], s, side="right")
-        poses = np.empty((len(s), 3))
-        for i in np.unique(index):
-            here = index == i
-            poses[here] = self.arcs[i].poses(s[here] - self.starts[i])
-        poses[:, 0] -= offset * np.sin(poses[:, 2])
-        poses[:, 1] += offset * np.cos(poses[:, 2])
-        return poses
-
-    def curvature(self, s: np.ndarray) -> np.ndarray:
-        """Return the curvature (N,) at s (N,); it jumps where an arc begins."""
-        curvatures = np.array([arc.curvature for arc in self.arcs])
-        return curvatures[np.searchsorted(self.starts[1:], np.asarray(s, float), side="right")]
-
-    def locate(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return s (N,) and the offset to the left (N,) of world points (N, 2), by nearest arc."""
-        points = np.asarray(points, float).reshape(-1, 2)
-        best = np.full(len(points), np.inf)
-        s, offset = np.zeros(len(points)), np.zeros(len(points))
-        for i, (start, arc) in enumerate(zip(self.starts, self.arcs, strict=True)):
-            along, left = arc.locate(points)
-            first, last = i == 0, i == len(self.arcs) - 1
-            clamped = along.clip(-np.inf if first else 0.0, np.inf if last else arc.length)
-            distance = np.hypot(*(points - arc.poses(clamped)[:, :2]).T)
-            near = distance < best
-            best = np.where(near, distance, best)
-            s = np.where(near, start + clamped, s)
-            offset = np.where(near, left, offset)
-        return s, offset
 
 
 def lane_centerline(road: Road, lane: int, *, opposite: bool = False) -> Centerline:

@@ -1,7 +1,7 @@
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -161,19 +161,16 @@ def test_a_road_too_large_is_refused(renderer):
         renderer.load(Road(blocks=(Block(kind="S", length=600.0),)))
 
 
-@dataclass(frozen=True)
-class Here:
-    source: object
-
-
 def test_the_world_shows_one_road_scene(renderer):
     from drive_envs.metadrive_world import MetaDrive, RoadScene, scenario_path
+    from drive_envs.scenes import Scene
 
     renderer.close()
     world = MetaDrive(128, 64)
     try:
-        world.reset([Here(RoadScene(road=ROAD, lane=1))])
         path = scenario_path(ROAD, 1, 40.0, 10.0, 4.0)
+        scene = Scene(path=path, start=9, num_steps=20, source=RoadScene(road=ROAD, lane=1))
+        world.reset([scene])
         assert len(path) == 30
         assert torch.allclose(path.curvature[:5], torch.zeros(5, dtype=torch.float64))
         images = world.render(path.poses[9:10], 0, torch.tensor([True]))
@@ -183,9 +180,9 @@ def test_the_world_shows_one_road_scene(renderer):
         np.testing.assert_array_equal(images["narrow"], again["narrow"])
         assert not world.render(path.poses[9:10], 5, torch.tensor([False]))["narrow"].any()
         with pytest.raises(ValueError, match="one scene a process, got 2"):
-            world.reset([Here(None), Here(None)])
+            world.reset([scene, scene])
         with pytest.raises(ValueError, match="RoadScene as source, got a str"):
-            world.reset([Here("road")])
+            world.reset([replace(scene, source="road")])
         with pytest.raises(ValueError, match=r"from -8.0 m to 30.0 m"):
             scenario_path(ROAD, 1, 10.0, 10.0, 2.0)
     finally:
