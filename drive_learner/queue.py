@@ -1,9 +1,9 @@
 """The bounded queue in front of the learner: what may be learnt from, how often, and until when.
 
-A rollout is cut into fragments, and each fragment is learnt from `reuse` times: driving costs about
-as much as learning, and neighbouring minibatches should not come from the same few scenes. So a
-minibatch takes its fragments in turn from the `window` oldest rollouts, each of which deals out its
-own in a fresh random order every pass; a rollout leaves when its passes are done. The learner waits
+A rollout is cut into fragments, and each fragment is learnt from `reuse` times, which balances the
+costs of driving and of learning. Neighbouring minibatches should not come from the same few scenes:
+a minibatch takes its fragments in turn from the `window` oldest rollouts, each of which deals out
+its own in a fresh random order every pass, and leaves when its passes are done. The learner waits
 while fewer than `min_minibatches` are left in the queue, which keeps the mixture wide when the
 actors are the slower side, and no rollout is started while the queue is full, which keeps the data
 fresh when the learner is.
@@ -35,11 +35,11 @@ class QueueConfig:
 
     capacity: int = 16
     window: int = 8
-    reuse: int = 4
+    reuse: int = 2
     min_minibatches: int = 20
     max_lag: int = 300
-    num_sequences: int = 32
-    sequence_length: int = 10
+    num_sequences: int = 20
+    sequence_length: int = 15
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():

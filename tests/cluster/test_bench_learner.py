@@ -1,0 +1,41 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from cluster.bench_learner import LearnerBench, bench_learner
+from cluster.train_policy import TrainPolicyRun
+from drive_actors.policy import PolicyConfig
+from drive_envs.environment import EnvConfig
+from drive_envs.reprojective import ReprojectiveConfig
+from drive_learner.queue import QueueConfig
+
+TRAINING = TrainPolicyRun(
+    policy=PolicyConfig(width=32, height=16, channels=(4, 4, 8, 8), num_features=16, model_dim=16),
+    env=EnvConfig(width=32, height=16),
+    world=ReprojectiveConfig(width=32, height=16),
+    queue=QueueConfig(num_sequences=3, sequence_length=4),
+    num_scenes=2,
+    rollout_steps=6,
+)
+
+
+@pytest.mark.slow
+def test_every_way_is_measured_and_threads_are_left_alone(tmp_path):
+    before = torch.get_num_threads()
+    figures = bench_learner(LearnerBench(training=TRAINING, num_steps=1, num_repeats=2), tmp_path)
+    assert torch.get_num_threads() == before
+    assert set(figures["steps_per_second"]) == {
+        f"{precision}, {threads}"
+        for precision in ("fp32", "bf16")
+        for threads in ("1 thread", "2 threads")
+    }
+    best = max(figures["steps_per_second"].values())
+    assert figures["learnt_frames_per_second"] == pytest.approx(12 * best, rel=0.05)
+    json.dumps(figures)
+
+
+def test_nothing_to_measure_is_refused():
+    with pytest.raises(ValueError, match="threads"):
+        replace(LearnerBench(training=TRAINING), threads=())
