@@ -61,6 +61,12 @@ class PolicyConfig:
             raise ValueError(
                 f"width and height must be multiples of {STRIDE}, got {self.width} x {self.height}"
             )
+        sizes = ("num_features", "model_dim", "num_layers", "num_heads", "num_hypotheses")
+        for name in sizes:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if min(self.channels) < 1 or self.channels[-1] % 2:
+            raise ValueError(f"channels must be positive, the last one even, got {self.channels}")
         if self.model_dim % self.num_heads:
             raise ValueError(
                 f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}"

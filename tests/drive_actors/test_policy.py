@@ -5,7 +5,7 @@ import torch
 
 from drive_actors.bottleneck import noise
 from drive_actors.policy import Policy, PolicyConfig
-from drive_envs.plan import NUM_POINTS, SCALE, TIMES, Hypotheses, best_plan, negative_log_likelihood
+from drive_envs.plan import NUM_POINTS, SCALE, Hypotheses, best_plan, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
 
 CONFIG = PolicyConfig(width=64, height=32, channels=(8, 8, 16, 16), num_features=64, model_dim=32)
@@ -14,8 +14,10 @@ NUM_FRAMES = NUM_CONTEXT + TIME
 
 
 def observation(config=CONFIG, num_frames=NUM_FRAMES, batch=BATCH):
-    images = torch.randint(0, 256, (2, num_frames, batch, 3, config.height, config.width))
-    narrow, wide = images.to(torch.uint8)
+    blocks = torch.randint(
+        0, 256, (2, num_frames, batch, 3, config.height // 8, config.width // 8), dtype=torch.uint8
+    )
+    narrow, wide = blocks.repeat_interleave(8, -1).repeat_interleave(8, -2)
     return {
         "narrow": narrow,
         "wide": wide,
@@ -109,12 +111,9 @@ def test_features_have_unit_power_and_the_noise_its_capacity():
 def test_overfits_one_batch():
     driver = policy(replace(CONFIG, bottleneck_bits=None, num_hypotheses=2))
     frames = observation(num_frames=10)
-    speed = frames["speed"][-1]
-    target = torch.zeros(BATCH, NUM_POINTS, 15)
-    target[..., 0] = speed * TIMES
-    target[..., 1] = torch.linspace(-2, 2, BATCH)[:, None] * TIMES
+    target = SCALE * torch.rand(BATCH, 1, 15).mul(4).sub(2)
     valid = torch.ones(BATCH, NUM_POINTS, dtype=torch.bool)
-    optimizer = torch.optim.AdamW(driver.parameters(), lr=3e-3)
+    optimizer = torch.optim.AdamW(driver.parameters(), lr=2e-3)
     for _ in range(150):
         plan = driver.unroll(frames, None).plan
         plan = Hypotheses(*(value[0] for value in plan))
@@ -122,17 +121,22 @@ def test_overfits_one_batch():
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-    lateral_error = ((best_plan(driver.unroll(frames, None).plan)[0] - target) / SCALE)[..., 1]
-    assert lateral_error.abs().mean() < 0.1 * (target / SCALE)[..., 1].abs().mean()
+    error = (best_plan(driver.unroll(frames, None).plan)[0] - target) / SCALE
+    assert error.abs().mean() < 0.25  # from 1.0
 
 
 @pytest.mark.parametrize(
-    "wrong",
-    [{"width": 100}, {"height": 0}, {"context": 11}, {"model_dim": 30}, {"bottleneck_bits": 0.0}],
+    ("key", "value"),
+    [
+        ("width", 100),
+        ("height", 0),
+        ("context", 11),
+        ("model_dim", 30),
+        ("bottleneck_bits", 0.0),
+        ("channels", (4, 4, 8, 9)),
+        ("num_layers", 0),
+    ],
 )
-def test_impossible_sizes_are_refused_by_name(wrong):
-    with pytest.raises(
-        ValueError,
-        match=next(iter(wrong)).replace("height", "multiples").replace("width", "multiples"),
-    ):
-        replace(CONFIG, **wrong)
+def test_impossible_sizes_are_refused_by_name(key, value):
+    with pytest.raises(ValueError, match=key):
+        replace(CONFIG, **{key: value})
