@@ -1,0 +1,40 @@
+"""`drive bench [reprojection|rollout|learner]`: how fast the parts are on this machine.
+
+Every figure comes with the machine that it was measured on. Close other programs first.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from cluster.bench_learner import LearnerBench, bench_learner
+from cluster.bench_reprojection import ReprojectionBench, bench_reprojection
+from cluster.bench_rollout import RolloutBench, bench_rollout
+from cluster.output import machine
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchRun:
+    """What to measure: one topic or all, each with its own settings."""
+
+    topic: Literal["all", "reprojection", "rollout", "learner"] = "all"
+    reprojection: ReprojectionBench = field(default_factory=ReprojectionBench)
+    rollout: RolloutBench = field(default_factory=RolloutBench)
+    learner: LearnerBench = field(default_factory=LearnerBench)
+
+
+def run(config: BenchRun, output: Path) -> dict[str, Any]:
+    """Measure one topic after the other; return the figures by topic, and the machine."""
+    figures: dict[str, Any] = {
+        "machine": machine() | {"load": round(os.getloadavg()[0], 2), "torch": torch.__version__}
+    }
+    if config.topic in ("all", "reprojection"):
+        figures["reprojection"] = bench_reprojection(output, config.reprojection)
+    if config.topic in ("all", "rollout"):
+        figures["rollout"] = bench_rollout(config.rollout, output)
+    if config.topic in ("all", "learner"):
+        figures["learner"] = bench_learner(config.learner, output)
+    return figures
