@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 STRIDE = 16  # image pixels to a cell of the last grid
+CHUNK = 64  # images at once on a CPU, so that a layer's output stays in the cache
 
 
 def keep_variance(module: nn.Module) -> None:
@@ -43,6 +44,7 @@ class Encoder(nn.Module):
 
     def __init__(self, width: int, height: int, channels: tuple[int, int, int, int]) -> None:
         super().__init__()
+        self.width, self.height = width, height
         first, second, third, fourth = channels
         self.layers = nn.Sequential(
             nn.Conv2d(3, first, 5, stride=2, padding=2),
@@ -63,5 +65,20 @@ class Encoder(nn.Module):
     def forward(
         self, image: UInt8[Tensor, "batch 3 height width"]
     ) -> Float[Tensor, "batch outputs"]:
-        pixels = image.contiguous(memory_format=torch.channels_last).float()
-        return self.layers(pixels / 64 - 2)
+        if image.shape[2:] != (self.height, self.width):
+            raise ValueError(
+                f"images are {image.shape[3]} x {image.shape[2]} pixels, but the policy reads "
+                f"{self.width} x {self.height}: set the environment's width and height to these"
+            )
+        dtype = next(self.parameters()).dtype
+        if torch.is_autocast_enabled(image.device.type):
+            dtype = torch.get_autocast_dtype(image.device.type)
+        size = CHUNK if image.device.type == "cpu" else len(image)
+        return torch.cat([self.layers(normalized(part, dtype)) for part in image.split(size)])
+
+
+def normalized(
+    image: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
+) -> Float[Tensor, "batch 3 height width"]:
+    """Bring pixels into [-2, 2), grey to 0, channels last. Exact even in bfloat16."""
+    return image.to(dtype, memory_format=torch.channels_last).sub_(128).div_(64)
