@@ -8,6 +8,7 @@ dataclasses of this project by their imports, and it does not know the types' me
 
 import ast
 import importlib.util
+import inspect
 import io
 import textwrap
 import tokenize
@@ -51,13 +52,36 @@ def describe(module: str, name: str, prefix: str) -> Iterator[str]:
         if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name):
             continue
         key = f"{prefix}{node.target.id}"
-        default = f" = {ast.unparse(node.value)}" if node.value else ", required"
+        default = f" = {default_text(node.value)}" if node.value else ", required"
         yield f"  {key}: {ast.unparse(node.annotation)}{default}"
         for comment in comments_of(source, node, following):
             yield f"      {comment}"
         for part in ast.walk(node.annotation):
-            if isinstance(part, ast.Name) and (found := resolve(module, part.id)):
+            if found := dataclass_at(module, part):
                 yield from describe(*found, f"{key}.")
+
+
+def default_text(value: ast.expr) -> str:
+    """Write a default as what it is made by, without `field(default_factory=...)` around it."""
+    match value:
+        case ast.Call(
+            func=ast.Name(id="field"), keywords=[ast.keyword(arg="default_factory", value=factory)]
+        ):
+            if isinstance(factory, ast.Lambda):
+                return ast.unparse(factory.body)
+            return f"{ast.unparse(factory)}()"
+    return ast.unparse(value)
+
+
+def dataclass_at(module: str, part: ast.AST) -> tuple[str, str] | None:
+    """Return the dataclass that `Name` or `package.Name` in an annotation of `module` means."""
+    match part:
+        case ast.Name(id=name):
+            return resolve(module, name)
+        case ast.Attribute(value=ast.Name(id=package), attr=name):
+            found = read_source(module).imported.get(package)
+            return resolve(".".join(found), name) if found else None
+    return None
 
 
 def comments_of(source: Source, node: ast.stmt, following: ast.stmt | None) -> Iterator[str]:
@@ -70,7 +94,7 @@ def comments_of(source: Source, node: ast.stmt, following: ast.stmt | None) -> I
             yield source.comments[line]
     match following:
         case ast.Expr(value=ast.Constant(value=str(text))):
-            yield from textwrap.dedent(text).strip().splitlines()
+            yield from inspect.cleandoc(text).splitlines()
 
 
 def resolve(module: str, name: str) -> tuple[str, str] | None:

@@ -46,7 +46,7 @@ class TinyRun:
     # what to add to it
     # (twice)
     term: Term = Term(value=2.0)
-    other: float = 3.0  # pears
+    other: float = field(default_factory=lambda: 3.0)  # pears
     topic: str = "none"
     how: str = "well"
 
