@@ -1,8 +1,9 @@
 """Many small jobs over a few processes, each with a simulator of its own that may die.
 
 A process that dies or does not answer in time is replaced and its job given to another one, once:
-the second time it counts as failed, with the cause. An error that a job raises itself is a mistake
-of its input or of ours and ends the work. It does not know what the jobs are.
+the second time it counts as failed, with the cause. An error that a job or the start of a process
+raises itself is a mistake of its input or of ours and ends the work. It does not know what the jobs
+are.
 """
 
 import logging
@@ -78,6 +79,8 @@ def work(
                         yield job.item, result
                         continue
                     except DIED as error:
+                        if isinstance(error, RayActorError) and error.actor_init_failed:
+                            raise
                         cause = f"its process died ({_first_line(error)})"
                 else:
                     cause = f"it was not done in {timeout:g} s"

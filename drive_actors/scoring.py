@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, UInt8
+from jaxtyping import Bool, Float, Float32, UInt8
 
 from drive_actors.drivers import Driver
 from drive_actors.verdict import Figures, measure, reasons_to_fail
@@ -41,7 +41,9 @@ class View:
     wide: UInt8[np.ndarray, "3 height width"]
     plan: Float32[np.ndarray, "33 15"] | None
     teacher_plan: Float32[np.ndarray, "33 15"]
+    teacher_valid: Bool[np.ndarray, "33"]
     lateral: float  # m left of the lane centre
+    speed: float  # m/s
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +126,9 @@ def drive(
                     wide=observation["wide"][0].copy(),
                     plan=plan,
                     teacher_plan=info["teacher_plan"][0].copy(),
+                    teacher_valid=info["teacher_plan_valid"][0].copy(),
                     lateral=float(info["lateral_error"][0]),
+                    speed=float(observation["speed"][0, 0]),
                 )
             )
         observation, _, _, _, info = env.step(decision.action)

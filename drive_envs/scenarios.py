@@ -21,7 +21,8 @@ import numpy as np
 import yaml
 from jaxtyping import Bool, Float
 
-from drive_envs.roads import Block, Centerline, Road, lane_centerline
+from drive_envs.centerline import Centerline
+from drive_envs.roads import Block, Road, lane_centerline
 
 CONTEXT = 2.0  # s that the driver has seen when a scenario starts
 SIGHT = 30.0  # m of road that must lie ahead at the end

@@ -3,6 +3,7 @@ import time
 
 import pytest
 import ray
+from ray.exceptions import RayActorError
 
 from cluster.work_queue import Lost, work
 from drive_learner.local_cluster import local_cluster
@@ -12,6 +13,8 @@ class Worker:
     """Squares numbers; some of them are the death of it, always or only the first time."""
 
     def __init__(self, folder):
+        if not folder.is_dir():
+            raise ValueError("no such folder")
         self.folder = folder
 
     def square(self, number):
@@ -59,7 +62,7 @@ def test_a_death_costs_a_second_attempt_and_two_deaths_the_item(tmp_path):
 @pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_who_does_not_answer_in_time_is_replaced(tmp_path):
-    assert square([5, 6], tmp_path, timeout=6.0) == {5: 25, 6: 36}
+    assert square([5, 6], tmp_path, timeout=10.0) == {5: 25, 6: 36}
 
 
 @pytest.mark.slow
@@ -67,3 +70,5 @@ def test_who_does_not_answer_in_time_is_replaced(tmp_path):
 def test_an_error_of_the_work_itself_is_raised(tmp_path):
     with pytest.raises(ValueError, match="seven is not allowed"):
         square([7], tmp_path)
+    with pytest.raises(RayActorError, match="no such folder"):
+        square([1], tmp_path / "missing")

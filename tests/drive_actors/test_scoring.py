@@ -8,9 +8,9 @@ from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.scoring import Drive, drive, judge, lost, scene_of, score
 from drive_envs.blank import Blank
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
+from drive_envs.metadrive_world import RoadScene
 from drive_envs.path import NUM_PAST
 from drive_envs.plan import STEP
-from drive_envs.roads import Road
 from drive_envs.scenarios import Pulse, load_scenarios
 from drive_envs.vehicle import preset
 
@@ -38,7 +38,7 @@ class WeavingDriver:
     def act(self, observation, info):
         self.num_frames += 1
         swing = 0.5 * np.sin(2 * np.pi * self.num_frames / 15) / observation["speed"][:, 0] ** 2
-        return Decision(action=info["teacher_action"] + np.float32([[swing[0], 0]]))
+        return Decision(action=info["teacher_action"] + np.array([[swing[0], 0]], np.float32))
 
 
 def drive_all(noise, act, seed=0):
@@ -75,6 +75,7 @@ def test_nearly_no_shipped_scenario_is_passed_by_driving_straight_on(noise, most
 def test_a_weave_fails_for_what_it_is():
     result = judge(SHIPPED[2], drive(WeavingDriver(), SHIPPED[2], WORLD, "plain"))
     assert any("oscillates" in reason for reason in result.reasons)
+    assert result.figures is not None
     assert result.figures.mean_abs_lateral < 0.5
 
 
@@ -145,6 +146,5 @@ def test_a_score_is_a_result_each_and_a_lost_one_counts_as_failed_with_its_cause
 
 
 def test_the_road_of_a_scene_is_its_source():
-    scene = scene_of(SHIPPED[8])
-    assert isinstance(scene.source.road, Road)
-    assert scene.source.lane == SHIPPED[8].lane
+    scenario = SHIPPED[8]
+    assert scene_of(scenario).source == RoadScene(road=scenario.road, lane=scenario.lane)

@@ -1,0 +1,119 @@
+"""A closed-loop score as people read it: headline figures, JSON, a table, a page.
+
+It does not know how the drives were made. `Results` are by driver, then by scenario.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.table import Table as RichTable
+
+from cluster.output import plain
+from cluster.report import Mark, Picture, Table, Text, Video, write_report
+from drive_actors.scoring import Noise, Result
+from drive_envs.scenarios import Scenario
+
+Results = Mapping[str, Mapping[str, Result]]
+
+# lateral distances in m, off lane in s
+HEADER = ("verdict", "mean |d|", "max |d|", "off lane", "turns", "why not")
+
+
+def headline(suite: str, noise: Noise, results: Results) -> dict[str, Any]:
+    """Return the figures that matter, those of each driver by its label when there are several."""
+    counts = {
+        label: {"passed": sum(r.passed for r in by_name.values()), "total": len(by_name)}
+        for label, by_name in results.items()
+    }
+    means = {label: mean_abs_lateral(by_name) for label, by_name in results.items()}
+    if len(results) == 1:
+        (label,) = results
+        return {suite: counts[label], "noise": noise, "mean_abs_lateral": means[label]}
+    return {suite: counts, "noise": noise, "mean_abs_lateral": means}
+
+
+def mean_abs_lateral(results: Mapping[str, Result]) -> float | None:
+    """Average mean |d| at the end over the scenarios that were driven, m."""
+    values = [r.figures.mean_abs_lateral for r in results.values() if r.figures]
+    return round(float(np.mean(values)), 4) if values else None
+
+
+def write_results(path: Path, noise: Noise, results: Results, seconds: float) -> None:
+    """Write every figure of every drive as JSON, with its lateral position over time."""
+    content = {
+        "noise": noise,
+        "seconds": round(seconds, 1),
+        "drivers": {
+            label: [asdict(result) for result in by_name.values()]
+            for label, by_name in results.items()
+        },
+    }
+    path.write_text(json.dumps(plain(content), indent=1) + "\n")
+
+
+def cells_of(result: Result) -> tuple[str, ...]:
+    """Return the cells of one drive under `HEADER`."""
+    verdict, why = "pass" if result.passed else "FAIL", "; ".join(result.reasons)
+    if (f := result.figures) is None:
+        return (verdict, "", "", "", "", why)
+    return (
+        verdict,
+        f"{f.mean_abs_lateral:.2f}",
+        f"{f.max_abs_lateral:.2f}",
+        f"{f.off_lane_time:.1f}",
+        str(f.num_reversals),
+        why,
+    )
+
+
+def grid(scenarios: Sequence[Scenario], results: Results) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows: all figures of one driver, or verdict and mean of several."""
+    if len(results) == 1:
+        (by_name,) = results.values()
+        return ["scenario", *HEADER], [[s.name, *cells_of(by_name[s.name])] for s in scenarios]
+    rows = [
+        [s.name, *(" ".join(cells_of(by_name[s.name])[:2]) for by_name in results.values())]
+        for s in scenarios
+    ]
+    return ["scenario", *results], rows
+
+
+def table_of(scenarios: Sequence[Scenario], results: Results, title: str) -> RichTable:
+    """Return the table for the terminal."""
+    header, rows = grid(scenarios, results)
+    table = RichTable(title=title)
+    for name in header:
+        table.add_column(name, no_wrap=name != HEADER[-1])
+    for row in rows:
+        is_bad = any(cell.startswith("FAIL") for cell in row)
+        table.add_row(*row, style="red" if is_bad else "")
+    counts = {label: sum(r.passed for r in rs.values()) for label, rs in results.items()}
+    table.caption = ", ".join(f"{k}: {n} of {len(scenarios)}" for k, n in counts.items())
+    return table
+
+
+def write_page(
+    path: Path,
+    figures: Mapping[str, Any],
+    scenarios: Sequence[Scenario],
+    results: Results,
+    picture: bytes,
+    videos: Sequence[Path],
+) -> None:
+    """Write `report.html`."""
+    header, rows = grid(scenarios, results)
+    marks: list[Mark] = [
+        "bad" if any(cell.startswith("FAIL") for cell in row) else "good" for row in rows
+    ]
+    films = [Video(source=f"videos/{video.name}", heading=video.stem) for video in videos]
+    parts = [
+        Text(text=json.dumps(figures), kind="code"),
+        Picture(png=picture, heading="Lateral position, m left of the lane centre"),
+        Table(header=header, rows=rows, marks=marks, heading="Scenarios"),
+        *films,
+    ]
+    write_report(path, "Closed-loop score", parts)
