@@ -150,6 +150,10 @@ def log_into(path: Path, is_debug: bool = False) -> Iterator[None]:
         shown = logging.StreamHandler()
         shown.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     root = logging.getLogger()
+    # Some libraries call logging.basicConfig when they are imported: each line would come twice.
+    strangers = [handler for handler in root.handlers if type(handler) is logging.StreamHandler]
+    for handler in strangers:
+        root.removeHandler(handler)
     for handler in (file, shown):
         root.addHandler(handler)
     for package in OURS:
@@ -164,6 +168,8 @@ def log_into(path: Path, is_debug: bool = False) -> Iterator[None]:
         for handler in (file, shown):
             root.removeHandler(handler)
             handler.close()
+        for handler in strangers:
+            root.addHandler(handler)
 
 
 @contextlib.contextmanager
