@@ -11,6 +11,7 @@ import logging
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -98,7 +99,6 @@ class RecordRun:
 
 def run(config: RecordRun, output: Path) -> dict[str, Any]:
     """Record what is not yet recorded, merge it, and report speed, size and what was dropped."""
-    ensure_assets()
     config.parts.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(config.num_segments) if not part(config, n).exists()]
     if len(missing) < config.num_segments:
@@ -136,6 +136,7 @@ def record_all(config: RecordRun, numbers: list[int], meter: Meter) -> Counter[s
     dropped: Counter[str] = Counter()
     if not numbers:
         return dropped
+    ensure_assets()
     num_processes = min(config.num_processes, len(numbers))
     threads = max(1, (os.cpu_count() or 1) // num_processes)
     pool = ProcessPoolExecutor(
@@ -176,6 +177,7 @@ _recorder: Any = None  # of this process
 def start_recorder(config: RecordRun, num_threads: int) -> None:
     """Prepare a process: MetaDrive, on its share of the cores."""
     global _recorder
+    threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["LP_NUM_THREADS"] = str(num_threads)
     from drive_envs.recorder import Recorder
 
@@ -185,6 +187,17 @@ def start_recorder(config: RecordRun, num_threads: int) -> None:
         seed=config.seed,
         quality=config.quality,
     )
+
+
+def end_with_parent() -> None:
+    """Wait for the end of the process that started this one, and end too.
+
+    A pool's processes would otherwise wait for work for ever after `kill -9` of their parent.
+    """
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def record_part(config: RecordRun, number: int) -> Counter[str]:

@@ -94,7 +94,7 @@ def _random_block(config: RoadsConfig, road: Road, rng: np.random.Generator) -> 
     )
 
 
-def _fits(road: Road, region: float) -> bool:
+def _fits(road: Road, region: int) -> bool:
     """Tell whether the road is within the region, and apart from itself where it comes back."""
     if road.extent + MARGIN > region / 2:
         return False

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from drive_envs.roads import Block, Road, lane_centerline
+from drive_envs.traffic import CAR_LENGTH, Ego, LaneTraffic, Traffic, TrafficConfig, random_traffic
+
+BEND = Block(kind="C", length=60.0, radius=50.0, angle_deg=120.0, turn="left")
+ROAD = Road(blocks=(Block(kind="S", length=300.0), BEND, Block(kind="S", length=300.0)))
+FAR = Ego(s=1e4, offset=0.0, speed=0.0)
+
+
+def lane_with(s, speed, wished, *, lane=1, opposite=False, ego_lane=1):
+    line = lane_centerline(ROAD, lane, opposite=opposite)
+    made = LaneTraffic(line, lane_centerline(ROAD, ego_lane), is_oncoming=opposite)
+    made.s, made.speed, made.wished_speed = (np.array(x, float) for x in (s, speed, wished))
+    made.kind = np.zeros(len(s), int)
+    return made
+
+
+def test_a_free_car_reaches_its_speed_and_slows_for_the_curve():
+    lane = lane_with([10.0], [5.0], [20.0])
+    speeds, bends = [], []
+    while lane.s[0] < lane.line.length - 150.0:
+        Traffic(lanes=(lane,)).advance(FAR, 0.2)
+        speeds.append(lane.speed[0])
+        bends.append(float(lane.line.curvature(lane.s)[0]))
+    lateral = np.square(speeds) * np.abs(bends)
+    assert max(speeds[:150]) > 18
+    assert lateral.max() < 3.5
+    assert np.median(lateral[lateral > 0]) < 2.1
+
+
+def test_cars_follow_without_touching_and_stop_at_the_end():
+    lane = lane_with([10.0, 40.0, 80.0], [20.0, 10.0, 3.0], [25.0, 15.0, 6.0])
+    traffic = Traffic(lanes=(lane,))
+    for _ in range(1000):
+        traffic.advance(FAR, 0.2)
+        assert np.diff(lane.s).min() > CAR_LENGTH
+    assert lane.s[-1] < lane.line.length
+    assert lane.speed.max() < 0.5
+
+
+def test_cars_do_not_run_into_the_ego():
+    lane = lane_with([10.0], [20.0], [25.0])
+    traffic, ego = Traffic(lanes=(lane,)), Ego(s=120.0, offset=0.0, speed=0.0)
+    for _ in range(100):
+        traffic.advance(ego, 0.2)
+        assert not traffic.collides(ego)
+    assert 120.0 - CAR_LENGTH - 8.0 < lane.s[0] < 120.0 - CAR_LENGTH
+
+
+@pytest.mark.parametrize(("lane", "opposite"), [(0, False), (1, False), (0, True), (1, True)])
+def test_positions_along_the_ego_lane_are_those_of_the_plane(lane, opposite):
+    cars = lane_with([30.0, 350.0, 600.0], [0.0] * 3, [1.0] * 3, lane=lane, opposite=opposite)
+    ego_line = lane_centerline(ROAD, 1)
+    s, offset = ego_line.locate(cars.line.poses(cars.s)[:, :2])
+    np.testing.assert_allclose(cars.ego_s, s, atol=0.2)
+    np.testing.assert_allclose(offset, cars.side, atol=1e-6)
+
+
+def test_the_lead_is_the_next_car_on_the_track():
+    here = lane_with([50.0, 90.0, 130.0], [3.0, 4.0, 5.0], [9.0] * 3)
+    left = lane_with([70.0], [6.0], [9.0], lane=0)
+    oncoming = lane_with([600.0], [9.0], [9.0], lane=0, opposite=True)
+    traffic = Traffic(lanes=(here, left, oncoming))
+    ego = Ego(s=60.0, offset=0.0, speed=10.0)
+    lead = traffic.lead(ego, (0.0,))
+    assert lead is not None
+    assert lead.speed == 4.0
+    assert lead.gap == pytest.approx(30.0 - CAR_LENGTH, abs=0.1)
+    changing = traffic.lead(ego, (0.0, ROAD.lane_width))
+    assert changing is not None
+    assert changing.speed == 6.0
+    assert traffic.lead(Ego(s=200.0, offset=0.0, speed=1.0), (0.0,)) is None
+    assert traffic.is_clear(ego, ROAD.lane_width, behind=20.0, ahead=5.0)
+    assert not traffic.is_clear(ego, ROAD.lane_width, behind=20.0, ahead=15.0)
+    assert traffic.collides(Ego(s=68.0, offset=ROAD.lane_width - 0.3, speed=1.0))
+    assert not traffic.collides(Ego(s=68.0, offset=0.0, speed=1.0))
+
+
+def test_traffic_is_drawn_with_room_for_the_ego():
+    ego = Ego(s=100.0, offset=0.2, speed=15.0)
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        traffic = random_traffic(ROAD, (1, False), TrafficConfig(), rng, ego, 15.0)
+        assert len(traffic.lanes) == 4
+        assert traffic.num_cars > 3
+        assert traffic.is_clear(ego, 0.0, behind=50.0, ahead=50.0)
+        shown = traffic.poses(ego)
+        assert set(shown) == {"s", "m"}
+        ego_line = lane_centerline(ROAD, 1)
+        s, _ = ego_line.locate(np.concatenate(list(shown.values()))[:, :2])
+        assert (np.abs(s - ego.s) < 145.0).all()
+
+
+def test_impossible_traffic_is_refused():
+    with pytest.raises(ValueError, match=r"traffic\.share must be 0 to 1, got 2"):
+        TrafficConfig(share=2.0)
+    with pytest.raises(ValueError, match=r"traffic\.spacing must be a range"):
+        TrafficConfig(spacing=(5.0, 9.0))
