@@ -14,7 +14,7 @@ from torch import Tensor
 
 UNIT = 2.0  # m/s^2
 MIN_SPEED = 3.0  # m/s, keeps the curvature of a crawling car finite
-MIN_STD, MAX_STD = 0.02, 1.0
+MIN_STD, MAX_STD = 0.05, 1.0  # below 0.1 m/s^2 one easy dimension would rule the gradient
 
 Pair = Float[Tensor, "*batch 2"]
 Speed = Float[Tensor, "*batch 1"]
@@ -35,7 +35,7 @@ def command_from_normalized(normalized: Pair, speed: Speed) -> Pair:
 
 
 def bounded_log_std(raw: Pair) -> Pair:
-    """Squash a network output smoothly into [log 0.02, log 1]; 0 gives a deviation of 0.14."""
+    """Squash a network output smoothly into [log 0.05, log 1]; 0 gives a deviation of 0.22."""
     low, high = math.log(MIN_STD), math.log(MAX_STD)
     return low + (high - low) * raw.sigmoid()
 
