@@ -12,7 +12,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -95,7 +94,7 @@ class RolloutFeed:
     def state(self) -> dict[str, Any]:
         """Return the counters as JSON holds them."""
         with self._lock:
-            return {"counts": asdict(self._queue.counts)}
+            return {"counts": counts_to_json(self._queue.counts)}
 
     def metrics(self) -> dict[str, float]:
         """Return what happened since the last call, and the state of the queue, as metrics."""
@@ -210,6 +209,14 @@ class Totals:
                 "rollout/terminated_share": self._num["terminated"] / self._num["scenes"],
             }
         return metrics
+
+
+def counts_to_json(counts: Counts) -> dict[str, Any]:
+    """Write counters down for JSON."""
+    return {
+        name: dict(value) if isinstance(value, Counter) else value
+        for name, value in vars(counts).items()
+    }
 
 
 def counts_from(state: Mapping[str, Any]) -> Counts:

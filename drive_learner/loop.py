@@ -10,7 +10,7 @@ import io
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -178,7 +178,11 @@ def film(learner: Learner, rollout: Rollout | None, folder: Path, writer: Summar
         return
     policy = Policy(learner.policy.config)
     policy.load_state_dict(learner.weights())
-    pictures = draw_rollout(rollout, policy.eval())
+    # What came through Ray is read-only, and torch, which draws, warns of such memory.
+    taught = {
+        name: getattr(rollout, name).copy() for name in ("teacher_plan", "teacher_plan_valid")
+    }
+    pictures = draw_rollout(replace(rollout, **taught), policy.eval())
     folder.mkdir(parents=True, exist_ok=True)
     write_video(folder / f"step_{learner.step:06d}.mp4", pictures)
     writer._get_file_writer().add_summary(moving_image("rollout/video", pictures), learner.step)

@@ -161,8 +161,7 @@ class ActorPool:
             except LOST as error:
                 if isinstance(error, RayActorError) and error.actor_init_failed:
                     raise
-                log.warning("actor %d was lost: %s", task.actor, str(error).splitlines()[0])
-                self._recover(task.actor)
+                self._recover(task.actor, error)
                 if task.is_rollout:
                     arrived.append(Lost(task.actor, type(error).__name__))
                 continue
@@ -172,11 +171,15 @@ class ActorPool:
                 self._answered[task.actor] = True
         return arrived
 
-    def _recover(self, index: int) -> None:
-        if self._answered[index]:  # the first of its tasks to fail
+    def _recover(self, index: int, error: Exception) -> None:
+        is_first = self._answered[index]  # of the actor's tasks to fail
+        if is_first:
             self.num_restarts += 1
-            self._ask_for_life(index)
-        elif not any(t.actor == index and not t.is_rollout for t in self._tasks.values()):
+            log.warning(
+                "actor %d was lost, Ray starts it again: %s", index, str(error).splitlines()[0]
+            )
+        is_asked = any(t.actor == index and not t.is_rollout for t in self._tasks.values())
+        if is_first or not is_asked:
             self._ask_for_life(index)
 
     def close(self) -> None:
