@@ -19,7 +19,7 @@ import ray
 
 from cluster.lateral_plot import draw_lateral
 from cluster.progress import CONSOLE, progress
-from cluster.score_report import headline, table_of, write_page, write_results
+from cluster.score_report import failures_of, headline, table_of, write_page, write_results
 from cluster.work_queue import Lost, work
 from drive_actors.drawing import Picture, caption, draw_views, write_video
 from drive_actors.policy_file import STATE, load_policy
@@ -82,6 +82,8 @@ def run(config: EvaluatePolicyRun, output: Path) -> dict[str, Any]:
     figures = headline(suite, config.noise, results)
     write_page(output / "report.html", figures, scenarios, results, picture, videos)
     CONSOLE.print(table_of(scenarios, results, f"{suite}, {config.noise}"))
+    for failure in failures_of(results):
+        CONSOLE.print(failure, style="red", highlight=False, markup=False)
     logger.info("%d drives in %.0f s; see %s", len(scenarios) * len(drivers), seconds, output)
     return figures
 

@@ -19,8 +19,9 @@ from drive_envs.scenarios import Scenario
 
 Results = Mapping[str, Mapping[str, Result]]
 
-# lateral distances in m, off lane in s
-HEADER = ("verdict", "mean |d|", "max |d|", "off lane", "turns", "why not")
+WHY = "why not"
+# lateral distances in m, off lane in s; turns of the lateral movement
+HEADER = ("verdict", "mean |d|", "max |d|", "off lane", "turns", WHY)
 
 
 def headline(suite: str, noise: Noise, results: Results) -> dict[str, Any]:
@@ -83,17 +84,28 @@ def grid(scenarios: Sequence[Scenario], results: Results) -> tuple[list[str], li
 
 
 def table_of(scenarios: Sequence[Scenario], results: Results, title: str) -> RichTable:
-    """Return the table for the terminal."""
+    """Return the table for the terminal; the reasons, which are long, are `failures_of`."""
     header, rows = grid(scenarios, results)
     table = RichTable(title=title)
-    for name in header:
-        table.add_column(name, no_wrap=name != HEADER[-1])
+    columns = [index for index, name in enumerate(header) if name != WHY]
+    for index in columns:
+        table.add_column(header[index], no_wrap=True)
     for row in rows:
         is_bad = any(cell.startswith("FAIL") for cell in row)
-        table.add_row(*row, style="red" if is_bad else "")
+        table.add_row(*(row[index] for index in columns), style="red" if is_bad else "")
     counts = {label: sum(r.passed for r in rs.values()) for label, rs in results.items()}
     table.caption = ", ".join(f"{k}: {n} of {len(scenarios)}" for k, n in counts.items())
     return table
+
+
+def failures_of(results: Results) -> list[str]:
+    """Return a line for each drive that failed: which, and why."""
+    return [
+        f"{label}, {name}: {'; '.join(result.reasons)}"
+        for label, by_name in results.items()
+        for name, result in by_name.items()
+        if not result.passed
+    ]
 
 
 def write_page(
@@ -114,6 +126,7 @@ def write_page(
         Text(text=json.dumps(figures), kind="code"),
         Picture(png=picture, heading="Lateral position, m left of the lane centre"),
         Table(header=header, rows=rows, marks=marks, heading="Scenarios"),
+        Text(text="\n".join(failures_of(results)) or "none", heading="Failures", kind="code"),
         *films,
     ]
     write_report(path, "Closed-loop score", parts)

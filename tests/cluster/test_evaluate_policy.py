@@ -16,7 +16,7 @@ from cluster.evaluate_policy import (
     when_to_film,
 )
 from cluster.lateral_plot import draw_lateral
-from cluster.score_report import headline, table_of
+from cluster.score_report import failures_of, headline, table_of
 from drive_actors.drivers import StraightDriver, TeacherDriver
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import PolicyFileError, save_policy
@@ -77,13 +77,18 @@ def test_headline_and_table_of_one_driver(results):
     assert figures["lane_centering"] == {"passed": 2, "total": 2}
     assert figures["noise"] == "plain"
     assert figures["mean_abs_lateral"] < 0.01
-    console = Console(width=120, record=True, file=io.StringIO())
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(table_of(SHIPPED[1:3], {"straight": results["straight"]}, "a title"))
     text = console.export_text()
     assert "straight-05-right" in text
-    assert "average" in text
-    assert "its process died" in text
     assert "straight: 0 of 2" in text
+    failures = failures_of(results)
+    assert [line.split(":")[0] for line in failures] == [
+        "straight, straight-05-right",
+        "straight, straight-10-left",
+    ]
+    assert "on average over the last" in failures[0]
+    assert "its process died" in failures[1]
 
 
 def test_headline_of_several_is_by_label(results):
