@@ -12,6 +12,7 @@ library was not foreseen, so it is ours. The log in the output directory has eve
 import difflib
 import dis
 import logging
+import re
 import sys
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -61,10 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("drive: interrupted\n")
         return 130
-    except (ValueError, OSError) as error:
-        if is_debug or not is_for_the_user(error):
+    except Exception as error:
+        # Nothing is swallowed: what is not told in one line is raised again.
+        told = sentence(error)
+        if is_debug or told is None:
             raise
-        sys.stderr.write(f"drive: {sentence(error)}\n")
+        sys.stderr.write(f"drive: {told}\n")
         return 2
     return 0
 
@@ -132,17 +135,28 @@ Results go to runs/NAME/, the last line of stdout is one JSON object with the he
 """
 
 
-def is_for_the_user(error: BaseException) -> bool:
-    """Tell whether the error says what the user can mend, or is a mistake of ours."""
-    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in OURS:
-        return True
+def sentence(error: BaseException) -> str | None:
+    """Return one line for the user, or None if the error is a mistake of ours."""
+    if getattr(error, "actor_init_failed", False):
+        return sentence_of_actor(str(error))
     # Ray hands on a worker's error as the cause of its own, without its traceback.
-    if isinstance(getattr(error, "cause", None), ValueError):
+    cause = getattr(error, "cause", None)
+    if not isinstance(cause, ValueError) and not is_for_the_user(error):
+        return None
+    error = cause or error
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    return " ".join(str(error).split())
+
+
+def is_for_the_user(error: BaseException) -> bool:
+    """Tell whether this process raised the error for the user."""
+    if isinstance(error, OSError) or type(error).__module__.partition(".")[0] in OURS:
         return True
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
-    if trace is None:
+    if not isinstance(error, ValueError) or trace is None:
         return False
     # A function in C leaves no frame: its errors seem to come from the line that called it.
     is_raised_here = trace.tb_frame.f_code.co_code[trace.tb_lasti] == RAISE
@@ -150,12 +164,12 @@ def is_for_the_user(error: BaseException) -> bool:
     return is_raised_here and module.partition(".")[0] in OURS
 
 
-def sentence(error: BaseException) -> str:
-    """Return the error as one line."""
-    error = getattr(error, "cause", None) or error
-    if isinstance(error, OSError) and error.filename is not None and error.strerror:
-        return f"{error.filename}: {error.strerror}"
-    return " ".join(str(error).split())
+def sentence_of_actor(text: str) -> str | None:
+    """Find the error that an actor raised as it was made: Ray keeps it only as printed."""
+    found = re.findall(r"^([\w.]+): (.+)$", text, re.MULTILINE)
+    kind, words = found[-1] if found else ("", "")
+    is_told = kind == "ValueError" or kind.partition(".")[0] in OURS
+    return words if is_told else None
 
 
 def nearest(word: str, known: Collection[str]) -> str:

@@ -88,7 +88,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Meter]:
 
         def log(meter: Meter) -> None:
             nonlocal next_line
-            if time.monotonic() >= next_line:
+            if time.monotonic() >= next_line and meter.done != meter.total:
                 next_line = time.monotonic() + SECONDS_BETWEEN_LINES
                 logger.info(str(meter))
 

@@ -10,7 +10,7 @@ import pytest
 
 import cluster
 from cluster.jobs import JOBS, Job
-from cluster.main import main
+from cluster.main import main, sentence_of_actor
 
 TINY = '''
 """Add two numbers, or fail in the way that is asked for."""
@@ -170,6 +170,25 @@ def test_our_own_mistakes_are_not_taken_for_the_users(job, capsys, how, error):
         main(["tiny", f"how={how}"])
 
 
+ACTOR = """The actor died because of an error raised in its creation task, ray::A.__init__()
+  File "a.py", line 4, in __init__
+    open_dataset()
+{}"""
+
+
+@pytest.mark.parametrize(
+    ("last", "expected"),
+    [
+        ("drive_envs.segment.SegmentError: x.parquet: no such file", "x.parquet: no such file"),
+        ("ValueError: width must be even", "width must be even"),
+        ("KeyError: 'x'", None),
+        ("", None),
+    ],
+)
+def test_an_error_in_the_making_of_an_actor_is_read_from_its_text(last, expected):
+    assert sentence_of_actor(ACTOR.format(last)) == expected
+
+
 def test_debug_raises_what_else_is_one_line(job, capsys):
     with pytest.raises(ValueError, match="the apples"):
         main(["tiny", "how=ours", "--debug"])
@@ -200,7 +219,7 @@ def test_help_names_every_job_and_a_jobs_help_every_key(job, capsys):
 
 def test_help_is_instant():
     script = (
-        "import sys; from cluster.main import main; main(['--help']);"
+        "import sys; from cluster.main import main, sentence_of_actor; main(['--help']);"
         "sys.exit(len({'torch', 'ray', 'numpy', 'pydantic', 'rich'} & set(sys.modules)))"
     )
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
