@@ -19,6 +19,9 @@ TINY = (
     "num_scenes=2",
     "rollout_steps=6",
     "sampler.num_steps=[3, 6]",
+    "queue.num_sequences=2",
+    "queue.sequence_length=3",
+    "queue.min_minibatches=1",
 )
 
 

@@ -1,6 +1,11 @@
+import json
+import shlex
+
 import pytest
 
-from cluster.demo import Stage, describe, show, stage, tell
+from cluster.demo import DemoRun, Stage, describe, show, stage, tell, train
+from cluster.jobs import resolve
+from cluster.main import parse
 from drive_envs.segments import open_dataset
 
 
@@ -16,6 +21,27 @@ def test_a_drive_is_measured(recordings):
     assert facts["seconds"] == pytest.approx(39 * 0.2)
     assert facts["metres"] == pytest.approx(39 * 2.0)
     assert facts["curvature"] < 1e-6
+
+
+@pytest.mark.slow
+def test_a_stage_leaves_what_its_command_leaves(recordings, tiny, tmp_path, caplog):
+    baseline = DemoRun().baseline
+    assert baseline
+    overrides = (f"data={recordings}", "num_steps=2", *tiny, *baseline)
+    with caplog.at_level("INFO"):
+        figures = train(tmp_path / "baseline", overrides)
+    assert figures["steps"] == 2
+    assert figures["trajectory_mae"] > 0
+    result = json.loads((tmp_path / "baseline" / "result.json").read_text())
+    assert result["job"] == "train-policy"
+    assert result["figures"]["mode"] == "off_policy"
+    assert (tmp_path / "baseline" / "checkpoints" / "step_000002").is_dir()
+    # What is printed can be typed: it resolves to the very same run.
+    printed = next(line for line in caplog.messages if "drive train-policy" in line)
+    parsed = parse(shlex.split(printed.strip())[1:])
+    resolved = resolve(parsed.job, parsed.path, parsed.overrides)
+    assert resolved.text == (tmp_path / "baseline" / "run.yaml").read_text()
+    assert parsed.output == tmp_path / "baseline"
 
 
 def test_stages_are_timed_and_listed(tmp_path, capsys):
