@@ -150,7 +150,7 @@ def test_an_actor_killed_in_mid_run_is_counted_and_replaced(tiny, tmp_path):
     counts.check()
 
 
-def wait_until(happened, seconds=100.0):
+def wait_until(happened, seconds=150.0):
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
