@@ -42,6 +42,10 @@ class ReprojectiveConfig:
     width, height: pixels; recordings of another size are resized.
     source_offsets: rows relative to the time-aligned one, in order of preference; (0, -5, 5) fills
         what one frame did not see, at three times the cost.
+    max_age: rows; each scene looks through frames up to so many rows older than `source_offsets`
+        says, how many being drawn for the scene. A frame from behind is magnified and has margins,
+        so that blur and drawn-out borders no longer tell how far off the recorded pose the car is.
+        With 0 a policy learns to read just that, and does not drive where there is nothing to read.
     cache_mb: decoded frames to keep, the most recently used.
     device: of the warp; frames are decoded and kept on the CPU.
     """
@@ -49,12 +53,15 @@ class ReprojectiveConfig:
     width: int = 128
     height: int = 64
     source_offsets: tuple[int, ...] = (0,)
+    max_age: int = 0
     cache_mb: int = 512
     device: str = "cpu"
 
     def __post_init__(self) -> None:
         if not self.source_offsets:
             raise ValueError("reprojective.source_offsets is empty: it needs one source, such as 0")
+        if self.max_age < 0:
+            raise ValueError(f"reprojective.max_age is {self.max_age}; it must not be negative")
         if self.cache_mb < 0:
             raise ValueError(f"reprojective.cache_mb is {self.cache_mb}; it must not be negative")
 
@@ -80,7 +87,8 @@ class Reprojective:
             world_from_ego = matrix_from_quaternion(
                 torch.tensor(scene.source.position), torch.tensor(scene.source.quaternion)
             )
-            self._scenes.append((scene.source, scene.first_row + scene.start, world_from_ego))
+            start = scene.first_row + scene.start - self._age(scene)
+            self._scenes.append((scene.source, start, world_from_ego))
 
     def render(
         self, poses: Float[Tensor, "batch 3"], step: int, active: Bool[Tensor, " batch"]
@@ -115,6 +123,12 @@ class Reprojective:
             )
             images[name][indices] = seen.image.cpu().numpy()
         return images
+
+    def _age(self, scene: Scene) -> int:
+        """Draw how old a scene's frames are; the same scene always gets the same."""
+        identity = (scene.start, scene.num_steps, scene.lateral_offset, scene.heading_offset)
+        rng = np.random.default_rng(abs(hash(identity)))
+        return int(rng.integers(self.config.max_age + 1))
 
     def _source_rows(self, index: int, step: int) -> list[int]:
         """Return the rows of a scene's sources; beyond an end of the segment, its end."""

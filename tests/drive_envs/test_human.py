@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -45,9 +47,9 @@ def test_without_habits_the_lane_centre_is_kept():
 
 
 def test_corners_are_cut_to_the_inside():
-    habits = {"preference_std": 0.0, "drift_std": 0.0, "min_speed": 10.0, "max_speed": 10.0}
-    _, cutting, *_ = drive(ROAD, HumanConfig(**habits), 0, seconds=55)
-    _, keeping, *_ = drive(ROAD, HumanConfig(**habits, corner_cutting=0.0), 0, seconds=55)
+    centred = HumanConfig(preference_std=0.0, drift_std=0.0, min_speed=10.0, max_speed=10.0)
+    _, cutting, *_ = drive(ROAD, centred, 0, seconds=55)
+    _, keeping, *_ = drive(ROAD, replace(centred, corner_cutting=0.0), 0, seconds=55)
     assert (cutting - keeping).max() > 0.08
 
 

@@ -45,6 +45,25 @@ def test_displaced_pose_shows_the_world_from_there(synthetic, synthetic_segment)
     assert error < 0.5 * unmoved
 
 
+def test_old_frames_show_the_same_world(synthetic, synthetic_segment):
+    """A scene keeps one age, scenes have different ones, and all see what is there."""
+    world = Reprojective(ReprojectiveConfig(max_age=3))
+    scenes = [scene_of(synthetic_segment, start) for start in range(30, 46)]
+    world.reset(scenes)
+    ages = [scene.start - start for scene, (_, start, _) in zip(scenes, world._scenes, strict=True)]
+    assert set(ages) == {0, 1, 2, 3}
+    world.reset(scenes)
+    assert ages == [s.start - start for s, (_, start, _) in zip(scenes, world._scenes, strict=True)]
+    oldest = scenes[ages.index(3)]
+    world.reset([oldest])
+    pose = pose_at(synthetic_segment, oldest.start, lateral=0.8)
+    image = world.render(pose, 0, ACTIVE)["wide"][0].astype(int)
+    truth, depth = synthetic.view(cameras(128, 64)["wide"], pose[0])
+    near = np.isfinite(depth) & (depth < 12)
+    unmoved = synthetic_segment.image("wide", oldest.start - 3).astype(int)
+    assert np.abs(image - truth)[:, near].mean() < 0.7 * np.abs(unmoved - truth)[:, near].mean()
+
+
 def test_batch_equals_alone_and_inactive_scenes_are_black(synthetic_segment):
     scenes = [scene_of(synthetic_segment, start) for start in (20, 30, 40)]
     poses = torch.cat([pose_at(synthetic_segment, s.start, lateral=0.5) for s in scenes])
