@@ -231,7 +231,9 @@ def test_help_is_instant():
 
 def test_ctrl_c_exits_with_130(tmp_path):
     script = (
-        "import sys, time, cluster.main as m\n"
+        "import signal, sys, time, cluster.main as m\n"
+        # A parent in the background of a shell ignores Ctrl-C, and hands that on.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "m.run = lambda *_: (print('ready', flush=True), time.sleep(60))\n"
         "sys.exit(m.main(['demo']))"
     )
