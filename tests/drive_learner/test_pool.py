@@ -50,7 +50,8 @@ def make_pool(local_ray, random_rollout):
     def make(seconds=0.05, **changes):
         config = PoolConfig(**{"max_actors": 2, **changes})
         actor = ray.remote(Driver).options(**config.options)
-        rollout = random_rollout()
+        # Held here: Ray may drop a large argument that it stored itself before an actor restarts.
+        rollout = ray.put(random_rollout())
         pools.append(ActorPool(lambda index: actor.remote(index, rollout, seconds), config))
         return pools[-1]
 
