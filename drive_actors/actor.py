@@ -14,6 +14,7 @@ import torch
 
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.rollout import collect
+from drive_envs.allocator import keep_freed_memory
 from drive_envs.environment import DrivingVectorEnv
 from drive_envs.protocol import Rollout
 
@@ -34,6 +35,7 @@ class RolloutActor:
         num_steps: int,
     ) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.env = make_env()
         self.policy = Policy(policy).eval()
         self.index, self.num_steps = index, num_steps

@@ -9,6 +9,7 @@ import torch
 from drive_actors.drivers import Driver, PolicyDriver, StraightDriver, TeacherDriver
 from drive_actors.policy_file import load_policy
 from drive_actors.scoring import Drive, Noise, Result, drive, judge
+from drive_envs.allocator import keep_freed_memory
 from drive_envs.blank import Blank
 from drive_envs.metadrive_world import MetaDrive
 from drive_envs.scenarios import Scenario
@@ -33,6 +34,7 @@ class Scorer:
 
     def __init__(self, width: int, height: int, noise: Noise, *, is_rendered: bool = True) -> None:
         torch.set_num_threads(1)
+        keep_freed_memory()
         self.width, self.height, self.is_rendered = width, height, is_rendered
         self.noise: Noise = noise
         self.world: World | None = None
