@@ -56,7 +56,9 @@ class RolloutFeed:
         self._free: queue.Queue[Batch] = queue.Queue()
         self._ready: queue.Queue[Batch] = queue.Queue()
         self._num_buffers = 0
-        self._totals = Totals()
+        now = time.monotonic()
+        self._arrivals = dict.fromkeys(range(pool.config.max_actors), now)
+        self._totals = Totals(self._arrivals)
         self._lock = threading.Lock()
         self._stopping = threading.Event()
         self._executor = ThreadPoolExecutor(1, "rollout feed")
@@ -100,7 +102,7 @@ class RolloutFeed:
         """Return what happened since the last call, and the state of the queue, as metrics."""
         with self._lock:
             counts = self._queue.counts
-            metrics = self._totals.metrics(self.pool.num_actors)
+            metrics = self._totals.metrics()
             metrics |= {
                 "queue/rollouts": self._queue.num_rollouts,
                 "queue/minibatches": self._queue.num_minibatches,
@@ -111,7 +113,7 @@ class RolloutFeed:
                 "actor/restarts": self.pool.num_restarts,
             }
             metrics |= {f"discarded/{cause}": n for cause, n in counts.discarded.items()}
-            self._totals = Totals()
+            self._totals = Totals(self._arrivals)
         return metrics
 
     def close(self) -> Counts:
@@ -172,16 +174,25 @@ class RolloutFeed:
 
 
 class Totals:
-    """Sums over the rollouts that arrived since the last look."""
+    """Sums over the rollouts that arrived since the last look.
 
-    def __init__(self) -> None:
+    How busy an actor was with one is told by the time since its rollout before: a rollout that was
+    begun before the last look is not held against the time since.
+    """
+
+    def __init__(self, arrivals: dict[int, float]) -> None:
         self._since = time.monotonic()
+        self._arrivals = arrivals  # when each actor's last rollout came, handed on
+        self._wall = 0.0
         self._num = {"rollouts": 0, "steps": 0, "scenes": 0, "terminated": 0}
         self._sums = {"return": 0.0, "lateral_error": 0.0}
         self._seconds: dict[str, float] = {}
 
     def add(self, rollout: Rollout) -> None:
         """Count one rollout."""
+        now = time.monotonic()
+        self._wall += now - self._arrivals[rollout.actor]
+        self._arrivals[rollout.actor] = now
         self._num["rollouts"] += 1
         self._num["steps"] += rollout.num_active_steps
         self._num["scenes"] += rollout.num_scenes
@@ -191,16 +202,16 @@ class Totals:
         for phase, seconds in rollout.seconds.items():
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds
 
-    def metrics(self, num_actors: int) -> dict[str, float]:
-        """Return rates over the wall time since the first of them, and means a scene and a step."""
+    def metrics(self) -> dict[str, float]:
+        """Return rates, shares of the actors' time, and means a scene and a step."""
         wall = time.monotonic() - self._since
         metrics = {
             "actor/frames_per_second": self._num["steps"] / wall,
             "actor/rollouts": self._num["rollouts"],
         }
-        if num_actors:
+        if self._wall:
             for phase, seconds in self._seconds.items():
-                metrics[f"actor/share_{phase}"] = seconds / (wall * num_actors)
+                metrics[f"actor/share_{phase}"] = seconds / self._wall
             metrics["actor/utilisation"] = metrics.pop("actor/share_env", 0.0)
         if self._num["steps"]:
             metrics |= {
