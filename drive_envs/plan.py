@@ -21,7 +21,6 @@ NUM_POINTS = 33
 NUM_VALUES = 15
 POSITION, VELOCITY, ACCELERATION, EULER, EULER_RATE = (slice(i, i + 3) for i in range(0, 15, 3))
 MIN_SPEED = 1.0  # m/s, below which curvature is computed as if at this speed
-MIN_LOG_SCALE = -3.0  # values that never vary (a flat road's z) would drive it to minus infinity
 
 TIMES: Float[Tensor, "33"] = 10.0 * (torch.arange(NUM_POINTS, dtype=torch.float64) / 32) ** 2
 
@@ -56,6 +55,12 @@ def typical_magnitude(time: Float[Tensor, "33"]) -> Float[Tensor, "33 15"]:
 
 SCALE: Float[Tensor, "33 15"] = typical_magnitude(TIMES)
 
+# Lower bounds of log b, without which a value that never varies drives it to minus infinity. On
+# flat roads z, roll and pitch never do: with b = 1 their gradient is a twentieth of that at -3.
+MIN_LOG_SCALE: Float[Tensor, "15"] = torch.tensor(
+    [-3.0, -3.0, 0.0, -3.0, -3.0, 0.0, -3.0, -3.0, 0.0, 0.0, 0.0, -3.0, 0.0, 0.0, -3.0]
+)
+
 
 class Hypotheses(NamedTuple):
     """Several plans in normalised units: each value a Laplace density, each plan with a weight."""
@@ -77,7 +82,7 @@ def negative_log_likelihood(
     much as a whole one; with no valid time it is 0. log b is bounded below by `MIN_LOG_SCALE`.
     """
     normalized = torch.where(valid[..., None], target, 0.0) / SCALE.to(target)
-    log_scale = hypotheses.log_scale.clamp(min=MIN_LOG_SCALE)
+    log_scale = hypotheses.log_scale.maximum(MIN_LOG_SCALE.to(hypotheses.log_scale))
     error = (hypotheses.mean - normalized[:, None]).abs()
     per_time = (error * (-log_scale).exp() + log_scale + torch.log(error.new_tensor(2.0))).mean(-1)
     weight = valid.to(per_time)
