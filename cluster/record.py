@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.progress import Meter, progress
-from drive_envs.camera import cameras
+from drive_envs.camera import Camera, recording_cameras
 from drive_envs.drives import DriveConfig
 from drive_envs.frames import JPEG_QUALITY
 from drive_envs.human import HumanConfig
@@ -40,16 +40,20 @@ logger = logging.getLogger(__name__)
 class RecordRun:
     """One set of recordings.
 
-    path: the Parquet file to write. num_segments drives of `seconds` s; width, height of the
-    images; quality of the JPEGs. held_out_fraction of the drives, evenly spread, are "held_out".
-    lane_change_fraction of the drives change lanes. num_processes record side by side.
+    path: the Parquet file to write. num_segments drives of `seconds` s; width, height of what a
+    driver sees, scale and margin: how much finer, and by how many of these pixels on either side
+    wider, it is recorded (`recording_cameras`); quality of the JPEGs. held_out_fraction of the
+    drives, evenly spread, are "held_out". lane_change_fraction of the drives change lanes.
+    num_processes record side by side.
     """
 
     path: Path = Path("runs/data/train/drives.parquet")
-    num_segments: int = 96
-    seconds: float = 40.0
+    num_segments: int = 256
+    seconds: float = 16.0
     width: int = 128
     height: int = 64
+    scale: int = 2
+    margin: int = 32
     quality: int = JPEG_QUALITY
     seed: int = 0
     held_out_fraction: float = 0.125
@@ -69,7 +73,12 @@ class RecordRun:
             raise ValueError(f"quality must be 1 to 100, got {self.quality}")
         if self.path.suffix != ".parquet":
             raise ValueError(f"path must end in .parquet, got {self.path}")
-        cameras(self.width, self.height)
+        self.cameras  # noqa: B018 - raises for sizes that no camera can have
+
+    @property
+    def cameras(self) -> dict[str, Camera]:
+        """What it is recorded with."""
+        return recording_cameras(self.width, self.height, scale=self.scale, margin=self.margin)
 
     @property
     def drives(self) -> DriveConfig:
@@ -182,10 +191,11 @@ def start_recorder(config: RecordRun, num_threads: int) -> None:
     from drive_envs.recorder import Recorder
 
     _recorder = Recorder(
-        cameras(config.width, config.height),
+        config.cameras,
         config.drives,
         seed=config.seed,
         quality=config.quality,
+        scale=config.scale,
     )
 
 

@@ -24,6 +24,7 @@ from cluster.config import dump
 from cluster.progress import Meter, progress
 from drive_actors.actor import RolloutActor
 from drive_actors.policy import Policy, PolicyConfig
+from drive_envs.allocator import keep_freed_memory
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
@@ -134,6 +135,7 @@ class TrainPolicyRun:
 def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
     """Train, leaving `checkpoints/` and `tensorboard/` in `output`; return the headline figures."""
     torch.set_num_threads(config.num_threads)
+    keep_freed_memory()
     torch.manual_seed(config.seed)
     learner = Learner(Policy(config.policy), config.learner)
     checkpoint = resumed(config, learner, output / "checkpoints")
@@ -181,7 +183,14 @@ def train_off_policy(
 ) -> dict[str, Any]:
     """Learn from recordings; a resumed run needs no more of `checkpoint` than the learner has."""
     segments = open_dataset(config.data_path, split="train")
-    feed = RecordedFeed(segments, config.queue, config.policy, config.imitation, seed=config.seed)
+    feed = RecordedFeed(
+        segments,
+        config.queue,
+        config.policy,
+        config.imitation,
+        seed=config.seed,
+        photometry=config.env.photometry,
+    )
     metrics = learn(learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter))
     return headlines(metrics) | {"skipped": dict(feed.skipped + segments.skipped)}
 

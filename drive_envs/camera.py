@@ -57,6 +57,12 @@ class Camera:
             center_v=self.center_v * scale,
         )
 
+    def widened(self, margin: int) -> "Camera":
+        """Return the same camera on a sensor that is `margin` pixels wider on either side."""
+        if margin < 0:
+            raise ValueError(f"a camera's margin is {margin} pixels; it must not be negative")
+        return replace(self, width=self.width + 2 * margin, center_u=self.center_u + margin)
+
     @property
     def intrinsics(self) -> Float[Tensor, "3 3"]:
         """K with pixel = K point / z, float64."""
@@ -90,6 +96,23 @@ def wide(width: int = 256, height: int = 128) -> Camera:
 def cameras(width: int = 256, height: int = 128) -> dict[str, Camera]:
     """Both cameras by name, narrow first."""
     return {"narrow": narrow(width, height), "wide": wide(width, height)}
+
+
+def recording_cameras(
+    width: int = 256, height: int = 128, *, scale: int = 1, margin: int = 0
+) -> dict[str, Camera]:
+    """Both cameras on the sensors of recordings, which show more than a driver sees.
+
+    width, height: of the driver's images. The sensor has `scale` times as many pixels in each
+    direction, and `margin` of the driver's pixels more on either side: a frame seen from beside
+    where it was recorded is then neither softer than the truth nor cut off.
+    """
+    if scale < 1:
+        raise ValueError(f"a recording's scale is {scale}; it must be 1 or more")
+    return {
+        name: camera.scaled(scale * width, scale * height).widened(scale * margin)
+        for name, camera in cameras(width, height).items()
+    }
 
 
 def project(camera: Camera, points: Float[Tensor, "*batch 3"]) -> Float[Tensor, "*batch 2"]:

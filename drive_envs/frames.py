@@ -1,5 +1,8 @@
 """One camera frame as bytes: colour in JPEG or WebP, depth in a lossless PNG of centimetres.
 
+Depth may be coarser than colour by a whole factor. JPEGs keep colour at full size (4:4:4): halved,
+as is usual, a lane line bleeds into the road beside it, which no camera's true image does.
+
 It does not know which segment a frame belongs to; `segments` adds that to the errors.
 """
 
@@ -7,7 +10,8 @@ import cv2
 import numpy as np
 
 UNKNOWN, SKY = 0, 65535  # depth codes; everything between is centimetres
-JPEG_QUALITY = 92
+JPEG_QUALITY = 90
+SAME_SURFACE = 0.8  # inverse depths above this share of the nearest one are averaged with it
 
 
 class FrameError(ValueError):
@@ -17,14 +21,17 @@ class FrameError(ValueError):
 def encode_image(image: np.ndarray, *, quality: int = JPEG_QUALITY) -> bytes:
     """Turn uint8 (3, H, W) RGB into JPEG bytes."""
     bgr = np.ascontiguousarray(image.transpose(1, 2, 0)[..., ::-1])
-    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality])
+    whole_colour = [cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    done, encoded = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, quality, *whole_colour])
     assert done
     return encoded.tobytes()
 
 
 def decode_image(encoded: bytes, width: int, height: int) -> np.ndarray:
     """Turn JPEG or WebP bytes into uint8 (3, H, W) RGB; FrameError when damaged or mis-sized."""
-    bgr = _decode(encoded, cv2.IMREAD_COLOR, width, height)
+    bgr = _decode(encoded, cv2.IMREAD_COLOR)
+    if bgr.shape[:2] != (height, width):
+        raise _wrong_size(bgr, f"{width} x {height}")
     return np.ascontiguousarray(bgr[..., ::-1].transpose(2, 0, 1))
 
 
@@ -37,9 +44,28 @@ def encode_depth(depth: np.ndarray) -> bytes:
     return encoded.tobytes()
 
 
+def shrink_depth(depth: np.ndarray, factor: int) -> np.ndarray:
+    """Make a depth map (H, W) in metres `factor` times smaller: the nearest surface of each cell.
+
+    Averaged is inverse depth, which is linear on the image of a plane.
+    """
+    height, width = depth.shape
+    with np.errstate(divide="ignore"):
+        inverse = 1 / depth.reshape(height // factor, factor, width // factor, factor)
+        nearest = inverse.max(axis=(1, 3), keepdims=True)
+        same = inverse >= SAME_SURFACE * nearest
+        return (same.sum(axis=(1, 3)) / (inverse * same).sum(axis=(1, 3))).astype(np.float32)
+
+
 def decode_depth(encoded: bytes, width: int, height: int) -> np.ndarray:
-    """Turn PNG bytes into float32 (H, W) metres; FrameError when damaged or of another kind."""
-    code = _decode(encoded, cv2.IMREAD_UNCHANGED, width, height)
+    """Turn PNG bytes into float32 metres; FrameError when damaged or of another kind.
+
+    The result is (height, width) or smaller by a whole factor.
+    """
+    code = _decode(encoded, cv2.IMREAD_UNCHANGED)
+    factor = width // code.shape[1] or 1
+    if (factor * code.shape[0], factor * code.shape[1]) != (height, width):
+        raise _wrong_size(code, f"{width} x {height}, or a whole fraction of it")
     if code.dtype != np.uint16 or code.ndim != 2:
         raise FrameError("is not one channel of 16 bits")
     depth = code.astype(np.float32) / 100.0
@@ -48,17 +74,19 @@ def decode_depth(encoded: bytes, width: int, height: int) -> np.ndarray:
     return depth
 
 
-def _decode(encoded: bytes, flags: int, width: int, height: int) -> np.ndarray:
+def _decode(encoded: bytes, flags: int) -> np.ndarray:
     # OpenCV fills the rest of a truncated file with grey and says nothing: look at the ends first.
     pixels = None
     if _is_whole(encoded):
         pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags)
     if pixels is None:
         raise FrameError(f"is damaged ({len(encoded)} bytes)")
-    if pixels.shape[:2] != (height, width):
-        size = f"{pixels.shape[1]} x {pixels.shape[0]}"
-        raise FrameError(f"is {size} pixels; its camera says {width} x {height}")
     return pixels
+
+
+def _wrong_size(pixels: np.ndarray, wanted: str) -> FrameError:
+    size = f"{pixels.shape[1]} x {pixels.shape[0]}"
+    return FrameError(f"is {size} pixels; its camera says {wanted}")
 
 
 def _is_whole(encoded: bytes) -> bool:

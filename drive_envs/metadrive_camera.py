@@ -17,10 +17,10 @@ from metadrive.third_party.simplepbr import _load_shader_str
 from panda3d.core import FrameBufferProperties, GraphicsOutput, SamplerState, Shader, Texture
 
 from drive_envs.camera import Camera
+from drive_envs.frames import shrink_depth
 
 NEAR, FAR = 0.25, 50_000.0  # m; the sky is a box 10 km away
 SKY = 1_500.0  # m; farther than any ground MetaDrive has
-SAME_SURFACE = 0.8  # inverse depths above this share of the nearest one are averaged with it
 
 
 class SupersampledFilter(FilterManager):
@@ -72,13 +72,9 @@ class MetaDriveCamera(BaseCamera):
         """Return the last rendered planar depth in metres, float32; inf in the sky."""
         k = self._supersampling
         z = np.frombuffer(self.depth_texture.getRamImage(), np.float32)
-        z = z.reshape(self.BUFFER_H, k, self.BUFFER_W, k)[::-1]
-        inverse = (FAR - z * (FAR - NEAR)) / (NEAR * FAR)
-        nearest = inverse.max(axis=(1, 3), keepdims=True)
-        same = inverse >= SAME_SURFACE * nearest
-        mean = (inverse * same).sum(axis=(1, 3)) / same.sum(axis=(1, 3))
-        with np.errstate(divide="ignore"):
-            return np.where(mean < 1 / SKY, np.inf, 1 / mean).astype(np.float32)
+        z = z.reshape(self.BUFFER_H * k, self.BUFFER_W * k)[::-1]
+        depth = shrink_depth(NEAR * FAR / (FAR - z * (FAR - NEAR)), k)
+        return np.where(depth > SKY, np.float32(np.inf), depth)
 
     def get_rgb_array_cpu(self) -> np.ndarray:
         """Return (H, W, 3) BGR, as MetaDrive's observations expect it."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from drive_envs.camera import Camera
 from drive_envs.drives import Drive, DriveConfig, DropError, random_drive
-from drive_envs.frames import encode_depth, encode_image
+from drive_envs.frames import encode_depth, encode_image, shrink_depth
 from drive_envs.metadrive_rendering import MetaDriveRenderer
 from drive_envs.plan import STEP
 from drive_envs.segment import Segment
@@ -30,13 +30,26 @@ class Take:
 
 
 class Recorder:
-    """Records segments with the one MetaDrive of this process."""
+    """Records segments with the one MetaDrive of this process.
+
+    `scale` says how many times larger the cameras are than what a driver will see: they are drawn
+    without supersampling, which is made up for when the frames are shrunk, and depth is kept at the
+    driver's resolution. At scale 1 the scene is drawn twice as large, as for a driver.
+    """
 
     def __init__(
-        self, cameras: Mapping[str, Camera], config: DriveConfig, *, seed: int, quality: int
+        self,
+        cameras: Mapping[str, Camera],
+        config: DriveConfig,
+        *,
+        seed: int,
+        quality: int,
+        scale: int = 1,
     ) -> None:
-        self.config, self._seed, self._quality = config, seed, quality
-        self._renderer = MetaDriveRenderer(cameras, region=config.roads.region)
+        self.config, self._seed, self._quality, self._scale = config, seed, quality, scale
+        self._renderer = MetaDriveRenderer(
+            cameras, region=config.roads.region, supersampling=2 if scale == 1 else 1
+        )
 
     def record(self, number: int, split: str) -> Take:
         """Record the drive of this number; ValueError when `MAX_ATTEMPTS` drives are dropped."""
@@ -65,7 +78,7 @@ class Recorder:
             renderer.place(cars)
             for camera, frame in renderer.render(x, y, yaw).items():
                 images[camera].append(encode_image(frame.image, quality=self._quality))
-                depths[camera].append(encode_depth(frame.depth))
+                depths[camera].append(encode_depth(shrink_depth(frame.depth, self._scale)))
         num_rows = len(drive.poses)
         x, y, yaw = drive.poses.T
         zero = np.zeros(num_rows)

@@ -15,7 +15,11 @@ so the sky (w = 0) only rotates, and on a plane w = a . p is linear in p. Each s
    plane, such as the road, this is exact whatever the guess, so lane lines have no cracks;
 4. check: both meetings lie within a pixel of each other in the source, inside its image, on a
    known depth. A pixel that fails was hidden or out of view, and is left to the next source;
-5. sample the source's colour there, bilinearly.
+5. read the source's colour there, bilinearly (`resampling`).
+
+A source's camera may differ from the target's: finer, so that it stays sharp when it is moved, and
+wider, so that a view from beside has no margin. Its depth may be coarser than its colour by a whole
+factor; the steps above are then in depth pixels.
 
 Pixels that no source saw are invented: out of view, the border is drawn out along the rays through
 the first source's principal point, which on the ground is the direction of travel, so that lane
@@ -31,7 +35,6 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn.functional import grid_sample
 
 from drive_envs.camera import Camera, pixel_centers
 from drive_envs.inpainting import draw_out_background, is_any
@@ -44,12 +47,14 @@ from drive_envs.inverse_depth import (
     nearest_around,
     surface_from_inverse_depth,
 )
+from drive_envs.resampling import read, window
 
 Images = UInt8[Tensor, "batch source 3 height width"]
-Depths = Float[Tensor, "batch source height width"]
+Depths = Float[Tensor, "batch source rows columns"]
 Transforms = Float[Tensor, "batch source 4 4"]
 Color = Float[Tensor, "batch 3 height width"]
 Map = Float[Tensor, "batch height width"]
+SourceMap = Float[Tensor, "batch rows columns"]
 Mask = Bool[Tensor, "batch height width"]
 Flat = Float[Tensor, "batch pixel"]
 Rays = Float[Tensor, "batch 3 pixel"]
@@ -95,24 +100,31 @@ class View(NamedTuple):
 
 @torch.no_grad()
 def reproject(
-    images: Images, depths: Depths, target_from_source: Transforms, camera: Camera
+    images: Images,
+    depths: Depths,
+    target_from_source: Transforms,
+    camera: Camera,
+    source_camera: Camera | None = None,
 ) -> Reprojected:
-    """Draw what `camera` sees at the target poses from source frames of the same camera.
+    """Draw what `camera` sees at the target poses from source frames.
 
-    `images` (B, S, 3, H, W) uint8 and `depths` (B, S, H, W) planar metres (sky inf, unknown NaN)
-    are S sources in order of preference: a later one only fills what the earlier did not see.
-    `target_from_source` (B, S, 4, 4) takes camera-frame points of a source to the target's.
-    Works on the device of its arguments. Raises ValueError where shapes and camera disagree.
+    `images` (B, S, 3, H, W) uint8 and `depths` (B, S, H / n, W / n) planar metres (sky inf, unknown
+    NaN) are S sources in order of preference: a later one only fills what the earlier did not see.
+    `source_camera` is that of the images, None for the target's. `target_from_source` (B, S, 4, 4)
+    takes camera-frame points of a source to the target's. Works on the device of its arguments.
+    Raises ValueError where shapes and cameras disagree.
     """
-    check_shapes(images, depths, target_from_source, camera)
-    size = max(1, PASS_PIXELS // (camera.width * camera.height))
+    source_camera = source_camera or camera
+    check_shapes(images, depths, target_from_source, source_camera)
+    pixels = max(camera.width * camera.height, depths.shape[2] * depths.shape[3])
+    size = max(1, PASS_PIXELS // pixels)
     sources = (
         images.split(size),
         depths.float().split(size),
         target_from_source.float().split(size),
     )
     parts = [
-        reproject_pass(image, depth, moved, camera)
+        reproject_pass(image, depth, moved, camera, source_camera)
         for image, depth, moved in zip(*sources, strict=True)
     ]
     return Reprojected(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -128,10 +140,12 @@ def check_shapes(
             f"source images {tuple(images.shape[2:])} do not fit a camera of "
             f"{(3, camera.height, camera.width)}: scale the camera first (Camera.scaled)"
         )
-    if depths.shape != (batch, num_sources, camera.height, camera.width):
+    factor = camera.width // depths.shape[-1]
+    of_depth = tuple(factor * length for length in depths.shape[2:])
+    if depths.shape[:2] != images.shape[:2] or of_depth != (camera.height, camera.width):
         raise ValueError(
             f"depths {tuple(depths.shape)} do not match the images {tuple(images.shape)}: "
-            "every source needs a depth map of its own size"
+            "every source needs a depth map of its own size, or smaller by a whole factor"
         )
     if target_from_source.shape != (batch, num_sources, 4, 4):
         raise ValueError(
@@ -145,14 +159,19 @@ def check_shapes(
 
 
 def reproject_pass(
-    images: Images, depths: Depths, target_from_source: Transforms, camera: Camera
+    images: Images,
+    depths: Depths,
+    target_from_source: Transforms,
+    camera: Camera,
+    source_camera: Camera,
 ) -> Reprojected:
     """Reproject as many images as fit the cache."""
-    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], camera)
+    cameras = camera, source_camera
+    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *cameras)
     for source in range(1, images.shape[1]):
         if not is_any(~seen):
             break
-        view = see(images[:, source], depths[:, source], target_from_source[:, source], camera)
+        view = see(images[:, source], depths[:, source], target_from_source[:, source], *cameras)
         new = view.seen & ~seen
         weight = new.to(w.dtype)
         color = color.lerp_(view.color, weight[:, None])
@@ -165,47 +184,53 @@ def reproject_pass(
 
 def see(
     image: UInt8[Tensor, "batch 3 height width"],
-    depth: Map,
+    depth: SourceMap,
     target_from_source: Float[Tensor, "batch 4 4"],
     camera: Camera,
+    source_camera: Camera,
 ) -> View:
     """Take one source through the five steps of the module's page, drawn out beyond its view."""
-    there, back = motions(target_from_source, camera)
+    source = source_camera.scaled(depth.shape[2], depth.shape[1])
+    there, back = motions(target_from_source, camera, source)
     w_source = inverse_depth(depth)
     has_unknown = bool(w_source.amin() < 0)
 
-    guess = fill(close(splat(w_source, there, camera)))
-    surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, camera)
+    guess = fill(close(splat(w_source, there, source, camera)))
+    surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, source)
     rays = rotate(back, camera)
-    w, _ = refine(land(guess.flatten(1).clamp_(min=0), rays, back), surface, rays, back, camera)
+    w, _ = refine(land(guess.flatten(1).clamp_(min=0), rays, back), surface, rays, back, source)
     first = land(w, rays, back)
-    w, held = refine(first, surface, rays, back, camera)
+    w, held = refine(first, surface, rays, back, source)
     second = land(w, rays, back)
 
     moved = torch.maximum((second.u - first.u).abs_(), (second.v - first.v).abs_())
     moved = torch.maximum(moved.mul_(1 / MAX_DISAGREEMENT), held.mul_(1 / ROUNDING))
-    agree = (moved <= 1).view_as(depth)
-    judged = is_in_view(second, camera).view_as(depth)
+    agree = (moved <= 1).view_as(guess)
+    judged = is_in_view(second, source).view_as(guess)
     if has_unknown:
-        known = w_source.flatten(1).gather(1, pixel_of(second, camera)) >= 0
-        judged &= known.view_as(depth)
+        known = w_source.flatten(1).gather(1, pixel_of(second, source)) >= 0
+        judged &= known.view_as(guess)
     seen, hidden = judged & agree, judged & ~agree
     if is_any(hidden):
-        outline = outlines(seen & grow(hidden), second, w_source, surface, camera)
+        outline = outlines(seen & grow(hidden), second, w_source, surface, source)
         seen, hidden = seen & ~outline, hidden | outline
-    color = sample(image, draw_in(second, camera))
-    return View(color, w.view_as(depth), seen, hidden)
+    u, v = draw_in(second, source)
+    factor = source_camera.width / source.width
+    color = read(image, u.mul_(factor), v.mul_(factor), window(source_camera, camera))
+    return View(color.view(-1, 3, *guess.shape[1:]), w.view_as(guess), seen, hidden)
 
 
 def motions(
-    target_from_source: Float[Tensor, "batch 4 4"], camera: Camera
+    target_from_source: Float[Tensor, "batch 4 4"], target: Camera, source: Camera
 ) -> tuple[Motion, Motion]:
     """Return how pixels move from the source to the target, and back."""
-    intrinsics, inverse = intrinsics_and_inverse(camera, target_from_source.device)
+    device = target_from_source.device
+    of_target, target_inverse = intrinsics_and_inverse(target, device)
+    of_source, source_inverse = intrinsics_and_inverse(source, device)
     rotation, translation = target_from_source[:, :3, :3], target_from_source[:, :3, 3:]
-    there = Motion(intrinsics @ rotation @ inverse, (intrinsics @ translation)[..., 0])
+    there = Motion(of_target @ rotation @ source_inverse, (of_target @ translation)[..., 0])
     rotation, translation = rotation.mT, -rotation.mT @ translation
-    back = Motion(intrinsics @ rotation @ inverse, (intrinsics @ translation)[..., 0])
+    back = Motion(of_source @ rotation @ target_inverse, (of_source @ translation)[..., 0])
     return there, back
 
 
@@ -223,15 +248,15 @@ def rotate(motion: Motion, camera: Camera) -> Rays:
     return torch.add(by_u * u + constant, by_v * v).flatten(2)
 
 
-def splat(w: Map, there: Motion, camera: Camera) -> Map:
+def splat(w: SourceMap, there: Motion, source: Camera, target: Camera) -> Map:
     """Drop every source pixel into its target cell: the largest w' of each cell, else HOLE.
 
     Points behind the near plane, out of the image or of unknown depth fall into a margin of one
     cell around the image, which is cut off.
     """
-    batch, height, width = w.shape
+    height, width = target.height, target.width
     w = w.flatten(1)
-    q = rotate(there, camera).addcmul_(w[:, None], there.shift[..., None])
+    q = rotate(there, source).addcmul_(w[:, None], there.shift[..., None])
     inverse = q[:, 2].clamp(min=MIN_SCALE).reciprocal_()
     w_there = w * inverse
     slack = torch.minimum(torch.minimum(w_there, 1 / NEAR - w_there), q[:, 2] - MIN_SCALE)
@@ -239,9 +264,9 @@ def splat(w: Map, there: Motion, camera: Camera) -> Map:
     column = (q[:, 0] * inverse).floor_().clamp_(-1, width)
     row = (q[:, 1] * inverse).floor_().clamp_(-1, height)
     cell = row.add_(1).mul_(width + 2).add_(column.add_(1)).mul_(is_in_front).long()
-    margined = w.new_full((batch, (height + 2) * (width + 2)), HOLE)
+    margined = w.new_full((len(w), (height + 2) * (width + 2)), HOLE)
     margined.scatter_reduce_(1, cell, w_there, "amax")
-    return margined.view(batch, height + 2, width + 2)[:, 1:-1, 1:-1].contiguous()
+    return margined.view(len(w), height + 2, width + 2)[:, 1:-1, 1:-1].contiguous()
 
 
 def land(w: Flat, rays: Rays, back: Motion) -> Landing:
@@ -254,13 +279,13 @@ def land(w: Flat, rays: Rays, back: Motion) -> Landing:
 
 
 def refine(
-    landing: Landing, surface: Surface, rays: Rays, back: Motion, camera: Camera
+    landing: Landing, surface: Surface, rays: Rays, back: Motion, source: Camera
 ) -> tuple[Flat, Flat]:
     """Meet the planes of the source pixels landed in, at x = a . r / (1 - a . b).
 
     Returns x, held between 0 and 1 / NEAR, and by how much: not at all if the plane is in front.
     """
-    pixel = pixel_of(landing, camera)
+    pixel = pixel_of(landing, source)
     a_u, a_v, a_1 = (values.flatten(1).gather(1, pixel) for values in surface)
     b_u, b_v, b_1 = back.shift.split(1, dim=1)
     above = (a_1 * rays[:, 2]).addcmul_(a_u, rays[:, 0]).addcmul_(a_v, rays[:, 1])
@@ -296,14 +321,16 @@ def grow(mask: Mask) -> Mask:
     return high
 
 
-def outlines(suspects: Mask, landing: Landing, w: Map, surface: Surface, camera: Camera) -> Mask:
+def outlines(
+    suspects: Mask, landing: Landing, w: SourceMap, surface: Surface, camera: Camera
+) -> Mask:
     """Tell which suspects land beside something nearer, whose colour has bled into the source.
 
     Left in place, they would draw the outline of an obstacle where it no longer is.
     """
     image, target = suspects.flatten(1).nonzero(as_tuple=True)
-    source = Landing(*(values[image, target] for values in landing))
-    pixel = pixel_of(source, camera) + image * (camera.width * camera.height)
+    landed = Landing(*(values[image, target] for values in landing))
+    pixel = pixel_of(landed, camera) + image * (camera.width * camera.height)
     slope_u, slope_v, _ = (values.flatten()[pixel] for values in surface)
     limit = w.flatten()[pixel] + EDGE + 2 * (slope_u.abs() + slope_v.abs())
     result = torch.zeros_like(suspects)
@@ -311,32 +338,18 @@ def outlines(suspects: Mask, landing: Landing, w: Map, surface: Surface, camera:
     return result
 
 
-def draw_in(landing: Landing, camera: Camera) -> Float[Tensor, "batch 2 pixel"]:
-    """Pull landings out of view straight to the principal point, until they are on the border.
-
-    Returns coordinates for `grid_sample`: -1 and 1 are the borders of the image.
-    """
+def draw_in(landing: Landing, camera: Camera) -> tuple[Flat, Flat]:
+    """Pull landings out of view straight to the principal point, until they are on the border."""
     from_u, from_v = landing.u - camera.center_u, landing.v - camera.center_v
     excess = torch.maximum(
         overshoot(from_u, camera.center_u, camera.width),
         overshoot(from_v, camera.center_v, camera.height),
     )
     shrink = excess.clamp_(min=1).reciprocal_()
-    grid = torch.stack([from_u.mul_(shrink), from_v.mul_(shrink)], dim=1)
-    grid[:, 0].mul_(2 / camera.width).add_(2 * camera.center_u / camera.width - 1)
-    grid[:, 1].mul_(2 / camera.height).add_(2 * camera.center_v / camera.height - 1)
-    return grid
+    return from_u.mul_(shrink).add_(camera.center_u), from_v.mul_(shrink).add_(camera.center_v)
 
 
 def overshoot(offset: Flat, center: float, length: int) -> Flat:
     """Divide an offset from the principal point by that of the border on its side."""
     below, above = max(center, 0.5), max(length - center, 0.5)
     return torch.maximum(offset / above, offset / -below)
-
-
-def sample(
-    image: UInt8[Tensor, "batch 3 height width"], grid: Float[Tensor, "batch 2 pixel"]
-) -> Color:
-    """Interpolate an image bilinearly at `grid`, as float in [0, 255]."""
-    points = grid.view(len(grid), 2, *image.shape[2:]).permute(0, 2, 3, 1)
-    return grid_sample(image.to(grid.dtype), points, padding_mode="border", align_corners=False)

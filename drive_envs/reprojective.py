@@ -10,7 +10,8 @@ Other cars move as they did, whatever ours does. Nothing is known of places nobo
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import lru_cache
 from math import isclose
 from time import perf_counter
 
@@ -21,6 +22,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drive_envs.camera import Camera, cameras
+from drive_envs.frames import shrink_depth
 from drive_envs.geometry import (
     compose,
     invert,
@@ -32,14 +34,18 @@ from drive_envs.reprojection import reproject
 from drive_envs.scenes import Scene
 from drive_envs.segment import Segment
 
-Frame = tuple[Tensor, Tensor]  # uint8 (3, H, W), float32 (H, W) metres
+Frame = tuple[Tensor, Tensor]  # uint8 (3, H, W), float32 (h, w) metres
+MAX_SCALE = 2.0  # times as fine as what is seen: more would cost, and not show
+SLACK = 0.01  # of a factor
+TOLERANCE = 1.0  # pixels of a border that a recording may lack
 
 
 @dataclass(frozen=True, kw_only=True)
 class ReprojectiveConfig:
     """How the recorded world is drawn.
 
-    width, height: pixels; recordings of another size are resized.
+    width, height: pixels of what is seen. Recordings may be finer and wider; those more than
+        `MAX_SCALE` times as fine are shrunk first.
     source_offsets: rows relative to the time-aligned one, in order of preference; (0, -5, 5) fills
         what one frame did not see, at three times the cost.
     max_age: rows; each scene looks through frames up to so many rows older than `source_offsets`
@@ -112,17 +118,29 @@ class Reprojective:
             ]
         )
         for name, camera in self.cameras.items():
-            sources, depths = self._decode(name, indices, rows)
             camera_from_ego = torch.linalg.inv(camera.ego_from_camera)
             target_from_source = camera_from_ego @ car_from_source @ camera.ego_from_camera
-            seen = reproject(
-                sources.to(self.config.device),
-                depths.to(self.config.device),
-                target_from_source.float().to(self.config.device),
-                camera,
-            )
-            images[name][indices] = seen.image.cpu().numpy()
+            for sensor, members in self._by_sensor(name, indices).items():
+                frames, depths = self._decode(
+                    name, sensor, [indices[i] for i in members], [rows[i] for i in members]
+                )
+                seen = reproject(
+                    frames.to(self.config.device),
+                    depths.to(self.config.device),
+                    target_from_source[members].float().to(self.config.device),
+                    camera,
+                    sensor.color,
+                )
+                images[name][[indices[i] for i in members]] = seen.image.cpu().numpy()
         return images
+
+    def _by_sensor(self, name: str, indices: list[int]) -> dict["Sensor", list[int]]:
+        """Group the places in `indices` by what their scenes were recorded with."""
+        groups: dict[Sensor, list[int]] = {}
+        for place, index in enumerate(indices):
+            recorded = self._scenes[index][0].cameras[name]
+            groups.setdefault(working_sensor(recorded, self.cameras[name]), []).append(place)
+        return groups
 
     def _age(self, scene: Scene) -> int:
         """Draw how old a scene's frames are; the same scene always gets the same."""
@@ -149,11 +167,13 @@ class Reprojective:
         offsets = self.config.source_offsets
         return min(range(len(offsets)), key=lambda i: abs(offsets[i]))
 
-    def _decode(self, camera: str, indices: list[int], rows: list[list[int]]) -> Frame:
-        """Stack sources: images (batch, source, 3, H, W) and depths (batch, source, H, W)."""
+    def _decode(
+        self, camera: str, sensor: "Sensor", indices: list[int], rows: list[list[int]]
+    ) -> Frame:
+        """Stack sources: images (batch, source, 3, H, W) and depths (batch, source, h, w)."""
         begin = perf_counter()
         frames = [
-            self._frames.get(self._scenes[index][0], self.cameras[camera], camera, row)
+            self._frames.get(self._scenes[index][0], sensor, camera, row)
             for index, source_rows in zip(indices, rows, strict=True)
             for row in source_rows
         ]
@@ -161,6 +181,33 @@ class Reprojective:
         split = (len(indices), len(self.config.source_offsets))
         self.seconds["decode"] += perf_counter() - begin
         return images.unflatten(0, split), depths.unflatten(0, split)
+
+
+@dataclass(frozen=True)
+class Sensor:
+    """Sizes at which recorded frames are kept: one camera, its colour and its depth."""
+
+    color: Camera
+    depth: Camera
+
+
+@lru_cache(maxsize=64)
+def working_sensor(recorded: Camera, seen: Camera) -> Sensor:
+    """Say at which sizes frames of a recorded camera are worth keeping for one that is seen.
+
+    Colour at most `MAX_SCALE` times as fine as seen, depth as fine as seen, as far as whole factors
+    allow.
+    """
+    color = shrunk(recorded, recorded.focal / seen.focal / MAX_SCALE)
+    return Sensor(color=color, depth=shrunk(color, color.focal / seen.focal))
+
+
+def shrunk(camera: Camera, most: float) -> Camera:
+    """Make a camera smaller by the largest whole factor up to `most` that its size allows."""
+    for factor in range(int(most + SLACK), 1, -1):
+        if not (camera.width % factor or camera.height % factor):
+            return camera.scaled(camera.width // factor, camera.height // factor)
+    return camera
 
 
 class FrameCache:
@@ -171,16 +218,15 @@ class FrameCache:
         self.num_bytes = 0
         self._frames: OrderedDict[tuple[object, str, str, int], Frame] = OrderedDict()
 
-    def get(self, segment: Segment, optics: Camera, camera: str, row: int) -> Frame:
-        """Decode a frame at the size of `optics`, or find it."""
+    def get(self, segment: Segment, sensor: Sensor, camera: str, row: int) -> Frame:
+        """Decode a frame at the sizes of `sensor`, or find it."""
         key = (segment.file or id(segment), segment.name, camera, row)
         frame = self._frames.get(key)
         if frame is not None:
             self._frames.move_to_end(key)
             return frame
-        image, depth = segment.image(camera, row), segment.depth(camera, row)
-        if image.shape[1:] != (optics.height, optics.width):
-            image, depth = resized(image, depth, optics.width, optics.height)
+        image = resized(segment.image(camera, row), sensor.color)
+        depth = resized_depth(segment.depth(camera, row), sensor.depth)
         frame = torch.from_numpy(image), torch.from_numpy(depth)
         self._frames[key] = frame
         self.num_bytes += image.nbytes + depth.nbytes
@@ -190,35 +236,67 @@ class FrameCache:
         return frame
 
 
-def resized(
-    image: np.ndarray, depth: np.ndarray, width: int, height: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Resize an image (3, H, W) and its depth (H, W) alike.
-
-    Inverse depth is what is averaged, as it is linear on a plane; a pixel with an unknown part is
-    unknown.
-    """
-    kind = cv2.INTER_AREA if width < depth.shape[1] else cv2.INTER_LINEAR
+def resized(image: np.ndarray, camera: Camera) -> np.ndarray:
+    """Resize an image (3, H, W) to the size of a camera."""
+    size = camera.width, camera.height
+    if image.shape[1:] == size[::-1]:
+        return image
+    kind = cv2.INTER_AREA if camera.width < image.shape[2] else cv2.INTER_LINEAR
     pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    colour = cv2.resize(pixels, (width, height), interpolation=kind)
+    return np.ascontiguousarray(cv2.resize(pixels, size, interpolation=kind).transpose(2, 0, 1))
+
+
+def resized_depth(depth: np.ndarray, camera: Camera) -> np.ndarray:
+    """Resize depth (H, W) in metres to the size of a camera.
+
+    By a whole factor the nearest surface of a cell is taken. Otherwise inverse depth is averaged,
+    as it is linear on a plane; a pixel with an unknown part is unknown.
+    """
+    size = camera.width, camera.height
+    if depth.shape == size[::-1]:
+        return depth
+    factor = depth.shape[1] // camera.width
+    if depth.shape == (factor * camera.height, factor * camera.width):
+        return shrink_depth(depth, factor)
+    kind = cv2.INTER_AREA if camera.width < depth.shape[1] else cv2.INTER_LINEAR
     with np.errstate(divide="ignore"):
-        inverse = cv2.resize(1 / depth, (width, height), interpolation=kind)
-        return np.ascontiguousarray(colour.transpose(2, 0, 1)), 1 / inverse
+        return 1 / cv2.resize(1 / depth, size, interpolation=kind)
 
 
 def check_cameras(segment: Segment, wanted: dict[str, Camera]) -> None:
-    """Raise SegmentError unless the segment's cameras are the wanted ones, up to their size."""
+    """Raise SegmentError unless the segment's cameras show what the wanted ones see.
+
+    They must be mounted alike, and see as far to every side; how fine they are is their own affair.
+    """
     for name, camera in wanted.items():
         if name not in segment.cameras:
             raise segment.error(f"it has no camera '{name}', only {', '.join(segment.cameras)}")
-        try:
-            given = segment.cameras[name].scaled(camera.width, camera.height)
-        except ValueError as error:
-            raise segment.error(f"camera '{name}' does not fit: {error}") from error
-        fields = asdict(camera)
-        differing = [k for k, v in asdict(given).items() if not isclose(v, fields[k], rel_tol=1e-3)]
-        if differing:
+        given = segment.cameras[name]
+        for part in ("mount_height", "pitch"):
+            here, there = getattr(given, part), getattr(camera, part)
+            if not isclose(here, there, rel_tol=1e-3, abs_tol=1e-3):
+                raise segment.error(
+                    f"camera '{name}' has a {part} of {here:g}, the driver's has {there:g}: "
+                    "record or import it with the cameras of drive_envs.camera"
+                )
+        lacking = [
+            side
+            for side, reach in sides(camera).items()
+            if sides(given)[side] < reach - TOLERANCE / camera.focal
+        ]
+        if lacking:
             raise segment.error(
-                f"camera '{name}' differs from the driver's in {', '.join(differing)}: "
-                "record or import it with the cameras of drive_envs.camera.cameras"
+                f"camera '{name}' does not see as far as the driver's to the "
+                f"{' and '.join(lacking)}: record or import it with drive_envs.camera's "
+                "recording_cameras, or wider"
             )
+
+
+def sides(camera: Camera) -> dict[str, float]:
+    """Return how far a camera sees to each side, as tangents."""
+    return {
+        "left": camera.center_u / camera.focal,
+        "right": (camera.width - camera.center_u) / camera.focal,
+        "top": camera.center_v / camera.focal,
+        "bottom": (camera.height - camera.center_v) / camera.focal,
+    }

@@ -81,7 +81,10 @@ class Segment:
             raise self.error(f"image '{camera}' {error}", row=row) from error
 
     def depth(self, camera: str, row: int) -> np.ndarray:
-        """Decode one depth map to float32 (H, W) m: NaN unknown, inf sky; or SegmentError."""
+        """Decode one depth map to float32 metres: NaN unknown, inf sky; or SegmentError.
+
+        It is as large as the image, or smaller by a whole factor.
+        """
         view = self._camera(camera)
         encoded = self.depths[camera][row]
         if encoded is None:

@@ -80,9 +80,11 @@ def view(camera, pose):
     return np.ascontiguousarray(image.transpose(2, 0, 1)), depth
 
 
-def segment_from_path(path, name="synthetic", width=128, height=64, split="train", depth=True):
-    """Record a drive along a path over the textured plane."""
-    views = cameras(width, height)
+def segment_from_path(
+    path, name="synthetic", width=128, height=64, split="train", depth=True, sensors=None
+):
+    """Record a drive along a path over the textured plane, with `sensors` if they are given."""
+    views = sensors or cameras(width, height)
     images = {camera: [] for camera in views}
     depths = {camera: [] for camera in views}
     for pose in path.poses:
