@@ -31,6 +31,7 @@ from torch.nn.functional import one_hot
 
 from drive_envs import reward as rewarding
 from drive_envs.path import NUM_PAST, PathOffset, Paths, gather_paths
+from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import STEP
 from drive_envs.scenes import Scene, SceneSource
 from drive_envs.teachers import Targets, teach
@@ -59,7 +60,8 @@ Observation = dict[str, np.ndarray]
 class EnvConfig:
     """The environment around a world.
 
-    width, height: of the images, as the world's. longitudinal: who chooses the speed.
+    width, height: of the images, as the world's. photometry: what the cameras add to them, by
+    default nothing. longitudinal: who chooses the speed.
     max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
     section 2: the warp's range is less than 4 m). How scenes are drawn is the sampler's.
     """
@@ -67,6 +69,7 @@ class EnvConfig:
     width: int = 128
     height: int = 64
     vehicle: VehicleConfig = field(default_factory=lambda: preset("training"))
+    photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
     longitudinal: Literal["recorded", "policy"] = "recorded"
     reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
     max_lateral_error: float = 4.0
@@ -194,6 +197,11 @@ class DrivingVectorEnv(VectorEnv):
         self._paths = gather_paths([s.path for s in scenes], [s.start for s in scenes], longest)
         num_frames = NUM_PAST + longest + 1
         self._vehicle = draw(self.config.vehicle, rngs, longest + 1, num_frames)
+        # Generators of their own: what cameras add must not change what is drawn elsewhere.
+        of_cameras = [rng.spawn(1)[0] for rng in rngs]
+        self._looks = draw_looks(self.config.photometry, of_cameras)
+        of_noise = [draw_places(rng, len(self.world.cameras) * num_frames) for rng in of_cameras]
+        self._places = np.stack(of_noise).reshape(len(rngs), num_frames, -1)
         self._lateral = torch.tensor([s.lateral_offset for s in scenes], dtype=torch.float64)
         self._heading = torch.tensor([s.heading_offset for s in scenes], dtype=torch.float64)
         self._past_actions = past_actions(self._paths, self._lateral, self._vehicle)
@@ -267,6 +275,9 @@ class DrivingVectorEnv(VectorEnv):
         shaken = torch.stack([x - lateral * yaw.sin(), y + lateral * yaw.cos(), yaw + turn], -1)
         with self._timed("render"):
             images = self.world.render(shaken, row - NUM_PAST, active)
+            if not self.config.photometry.is_neutral:
+                for camera, name in enumerate(images):
+                    images[name] = develop(images[name], self._looks, self._places[:, row, camera])
         if isinstance(self.world, TimedWorld):
             for phase, seconds in self.world.seconds.items():
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds

@@ -49,8 +49,8 @@ class HumanConfig:
     max_preference: float = 0.8
     drift_std: float = 0.12
     drift_wavelength: float = 350.0
-    corner_cutting: float = 20.0
-    max_corner_cutting: float = 0.3
+    corner_cutting: float = 10.0
+    max_corner_cutting: float = 0.2
     reaction_delay: float = 0.4
     dead_zone: float = 0.08
     correction_rate: float = 0.5

@@ -13,18 +13,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from drive_actors.bottleneck import noise as bottleneck_noise
-from drive_actors.policy import Policy, PolicyConfig
-from drive_envs.camera import cameras
+from drive_actors.policy import CAMERAS, Policy, PolicyConfig
+from drive_envs.camera import Camera, cameras
 from drive_envs.path import path_from_segment
+from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import POSITION, best_plan
 from drive_envs.protocol import NUM_CONTEXT, Rollout
-from drive_envs.reprojective import check_cameras
+from drive_envs.reprojective import check_cameras, resized, working_sensor
+from drive_envs.resampling import seen_by
 from drive_envs.scenes import stretches
 from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentDataset
@@ -75,8 +76,8 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
     acted = slice(NUM_CONTEXT, len(path) - 1)
     targets = recorded_targets(path, torch.arange(len(path))[acted])
     images = {
-        name: np.stack([image_at(segment, name, row, width, height) for row in every(rows)])
-        for name in views
+        name: np.stack([image_at(segment, name, row, view) for row in every(rows)])
+        for name, view in views.items()
     }
     state = {
         "speed": path.speed.float().numpy()[:, None],
@@ -111,14 +112,11 @@ def every(rows: slice) -> range:
     return range(rows.start, rows.stop)
 
 
-def image_at(segment: Segment, camera: str, row: int, width: int, height: int) -> np.ndarray:
-    """Decode one image, uint8 (3, height, width)."""
-    image = segment.image(camera, row)
-    if image.shape[1:] == (height, width):
-        return image
-    kind = cv2.INTER_AREA if width < image.shape[2] else cv2.INTER_LINEAR
-    pixels = np.ascontiguousarray(image.transpose(1, 2, 0))
-    return cv2.resize(pixels, (width, height), interpolation=kind).transpose(2, 0, 1)
+def image_at(segment: Segment, camera: str, row: int, view: Camera) -> np.ndarray:
+    """Decode what a driver's camera sees of one recorded frame, uint8 (3, height, width)."""
+    sensor = working_sensor(segment.cameras[camera], view).color
+    image = torch.from_numpy(resized(segment.image(camera, row), sensor))
+    return seen_by(view, image[None], sensor)[0].numpy()
 
 
 class DecodedRollouts:
@@ -160,7 +158,7 @@ class ImitationConfig:
 class RecordedFeed:
     """Minibatches out of recordings, every step of every segment equally likely to be a start.
 
-    num_features: of the bottleneck noise, None for a policy without. Stretches that are too short
+    photometry: what cameras add, as in the environments of actors. Stretches that are too short
     or damaged are skipped, logged, and counted in `skipped`.
     """
 
@@ -172,11 +170,12 @@ class RecordedFeed:
         config: ImitationConfig,
         *,
         seed: int,
+        photometry: PhotometryConfig | None = None,
     ) -> None:
         self.skipped: Counter[str] = Counter()
         self._num_sequences, self._length = queue.num_sequences, queue.sequence_length
         self._num_features = None if policy.bottleneck_bits is None else policy.num_features
-        self._seed = seed
+        self._seed, self._photometry = seed, photometry or PhotometryConfig()
         self._decoded = DecodedRollouts(segments, policy.width, policy.height, config.memory_mb)
         self._stretches = find_stretches(segments)
         starts = [max(0, stretch.num_steps - self._length + 1) for stretch in self._stretches]
@@ -209,6 +208,8 @@ class RecordedFeed:
         picked = [self._draw(generator) for _ in range(self._num_sequences)]
         batch = collate(picked, self._length)
         batch.policy_version.fill_(version)
+        if not self._photometry.is_neutral:
+            self._develop(batch, generator)
         if self._num_features is None:
             return batch
         seed = int(generator.integers(2**31))
@@ -232,6 +233,16 @@ class RecordedFeed:
                 self._check()
             else:
                 return Fragment(Source(rollout, None), 0, start)
+
+    def _develop(self, batch: Batch, generator: np.random.Generator) -> None:
+        """Give each sequence its camera, in place."""
+        looks = draw_looks(self._photometry, generator.spawn(self._num_sequences))
+        for name in CAMERAS:
+            images = batch.observation[name].numpy()
+            for sequence in range(self._num_sequences):
+                which = np.full(len(images), sequence)
+                places = draw_places(generator, len(images))
+                images[:, sequence] = develop(images[:, sequence], looks.pick(which), places)
 
     def give_back(self, batch: Batch) -> None:
         """Every minibatch has its own memory."""
