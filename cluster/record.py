@@ -180,7 +180,7 @@ def results(futures: list["Future[Counter[str]]"]) -> Iterator[Counter[str]]:
             raise ValueError(str(error)) from error
 
 
-_recorder: Any = None  # of this process
+_recorder: Any = None  # of this process, or the ValueError that says why there is none
 
 
 def start_recorder(config: RecordRun, num_threads: int) -> None:
@@ -190,13 +190,17 @@ def start_recorder(config: RecordRun, num_threads: int) -> None:
     os.environ["LP_NUM_THREADS"] = str(num_threads)
     from drive_envs.recorder import Recorder
 
-    _recorder = Recorder(
-        config.cameras,
-        config.drives,
-        seed=config.seed,
-        quality=config.quality,
-        scale=config.scale,
-    )
+    try:
+        _recorder = Recorder(
+            config.cameras,
+            config.drives,
+            seed=config.seed,
+            quality=config.quality,
+            scale=config.scale,
+        )
+    except ValueError as error:
+        # Raised here it would break the pool, which then knows no more than that a process died.
+        _recorder = error
 
 
 def end_with_parent() -> None:
@@ -212,6 +216,8 @@ def end_with_parent() -> None:
 
 def record_part(config: RecordRun, number: int) -> Counter[str]:
     """Record one drive into its part file, and return how many were dropped for it."""
+    if isinstance(_recorder, ValueError):
+        raise _recorder
     take = _recorder.record(number, config.split(number))
     segments: list[Segment] = [take.segment]
     write_segments(part(config, number), segments)

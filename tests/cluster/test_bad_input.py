@@ -119,9 +119,15 @@ def test_no_assets(tmp_path, monkeypatch, capfd):
 
 
 @pytest.mark.slow
-def test_no_opengl(tmp_path):
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("evaluate-policy", "policy=straight", "num_processes=1"),
+        ("record", "path=x.parquet", "num_segments=1", "num_processes=1"),
+    ],
+)
+def test_no_opengl(tmp_path, words):
     (tmp_path / "libEGL.so.1").write_text("not a library")
-    words = ("evaluate-policy", "policy=straight", "num_processes=1")
     said = sentence(drive(tmp_path, *words, LD_LIBRARY_PATH=str(tmp_path)))
     assert said.startswith("drive: no OpenGL on this machine")
     assert "cluster/setup.sh" in said
