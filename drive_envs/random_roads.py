@@ -20,15 +20,19 @@ MARGIN = 12.0  # m of ground kept beside the road at the edge of the region and 
 class RoadsConfig:
     """What roads are drawn from; each pair is a (low, high) range.
 
-    radius (m, log-uniform), angle_deg and max_bend (m, longest curve), tail (m, the straight after
+    radius (m): each road has a tightest curve, log-uniform in the range, and its other curves are
+    at most `spread` times as wide, uniform in curvature, so that streets and highways both get
+    their time; were every curve drawn alike, the wide ones, which last longer, would have most of
+    it. angle_deg and max_bend (m, longest curve), tail (m, the straight after
     a curve), straight (m) and its share of the blocks, lane_count, lane_width (m).
     region: side in metres of the square that the road must fit into.
     """
 
     radius: tuple[float, float] = (25.0, 600.0)
-    angle_deg: tuple[float, float] = (15.0, 120.0)
+    spread: float = 2.5
+    angle_deg: tuple[float, float] = (20.0, 150.0)
     max_bend: float = 300.0
-    tail: tuple[float, float] = (5.0, 60.0)
+    tail: tuple[float, float] = (5.0, 40.0)
     straight: tuple[float, float] = (30.0, 200.0)
     straight_share: float = 0.2
     lane_count: tuple[int, int] = (1, 3)
@@ -40,6 +44,8 @@ class RoadsConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"roads.{name} must be a range above 0, got {low} to {high}")
+        if not self.spread >= 1:
+            raise ValueError(f"roads.spread must be 1 or more, got {self.spread}")
         if not 0 <= self.straight_share <= 1:
             raise ValueError(f"roads.straight_share must be 0 to 1, got {self.straight_share}")
 
@@ -57,7 +63,10 @@ def random_road(config: RoadsConfig, rng: np.random.Generator, length: float) ->
             lane_width=float(rng.uniform(*config.lane_width)),
             entry_length=float(rng.uniform(15.0, 60.0)),
         )
-        road = _grown(empty, config, rng, length)
+        low, high = config.radius
+        tightest = log_uniform(rng, low, max(low, high / config.spread))
+        radius = (tightest, min(high, config.spread * tightest))
+        road = _grown(empty, replace(config, radius=radius), rng, length)
         if road is not None:
             return road
     region = f"a region of {config.region} m"
@@ -83,7 +92,7 @@ def _random_block(config: RoadsConfig, road: Road, rng: np.random.Generator) -> 
         return Block(kind="S", length=float(rng.uniform(*config.straight)))
     low, high = config.radius
     low = max(low, 2 * road.lane_count * road.lane_width + 1.0)
-    radius = float(np.exp(rng.uniform(np.log(low), np.log(max(low, high)))))
+    radius = 1 / float(rng.uniform(1 / max(low, high), 1 / low))
     angle = min(float(rng.uniform(*config.angle_deg)), degrees(config.max_bend / radius))
     return Block(
         kind="C",
@@ -92,6 +101,11 @@ def _random_block(config: RoadsConfig, road: Road, rng: np.random.Generator) -> 
         turn="left" if rng.random() < 0.5 else "right",
         length=float(rng.uniform(*config.tail)),
     )
+
+
+def log_uniform(rng: np.random.Generator, low: float, high: float) -> float:
+    """Draw a number whose logarithm is uniform between those of `low` and `high`."""
+    return float(np.exp(rng.uniform(np.log(low), np.log(high))))
 
 
 def _fits(road: Road, region: int) -> bool:

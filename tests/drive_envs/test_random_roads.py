@@ -36,8 +36,13 @@ def test_parameters_cover_their_ranges():
     radii = np.array([block.radius for block in curves])
     assert radii.min() > 25
     assert radii.max() < 600
-    assert (radii < 80).mean() > 0.15
-    assert (radii > 250).mean() > 0.15
+    length = radii * np.radians([block.angle_deg for block in curves])
+    assert length[radii < 60].sum() > 0.1 * length.sum()
+    assert length[radii > 200].sum() > 0.1 * length.sum()
+    for road in made:
+        of_road = [block.radius for block in road.blocks if block.kind == "C"]
+        least = 2 * road.lane_count * road.lane_width + 1.0
+        assert max(of_road, default=0.0) <= CONFIG.spread * max(min(of_road, default=0.0), least)
     assert 0.35 < np.mean([block.turn == "left" for block in curves]) < 0.65
     assert {road.lane_count for road in made} == {1, 2, 3}
     assert all(3.2 <= road.lane_width <= 3.8 for road in made)
