@@ -40,10 +40,15 @@ def bounded_log_std(raw: Pair) -> Pair:
     return low + (high - low) * raw.sigmoid()
 
 
+def log_probs(mean: Pair, log_std: Pair, normalized: Pair) -> Pair:
+    """Return log N(u; mean, std) of each of the two dimensions."""
+    deviation = (normalized - mean) * (-log_std).exp()
+    return -0.5 * deviation.square() - log_std - 0.5 * math.log(2 * math.pi)
+
+
 def log_prob(mean: Pair, log_std: Pair, normalized: Pair) -> Scalar:
     """Return log N(u; mean, std), summed over the two dimensions."""
-    deviation = (normalized - mean) * (-log_std).exp()
-    return (-0.5 * deviation.square() - log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+    return log_probs(mean, log_std, normalized).sum(-1)
 
 
 def entropy(log_std: Pair) -> Scalar:

@@ -1,8 +1,12 @@
 """What the driver is told: four losses on a minibatch of fragments, and the weights that add them.
 
 - plan: MHP Laplace NLL of the teacher's plan (nats a value, see `drive_envs.plan`);
-- action: Gaussian NLL of the teacher's action under the policy's own distribution (nats);
-- policy gradient: - E[A log pi(a|x)] with V-trace's advantage A, for what the reward says;
+- action: Gaussian NLL of the teacher's action under the policy's own distribution (nats), each
+  dimension weighed by sigma^(2 beta), held constant (Seitzer et al. 2022, "On the Pitfalls of
+  Heteroscedastic Uncertainty Estimation"): at beta = 0 the gradient of the mean is (mu - u) /
+  sigma^2, which learns what is easy already and leaves the curves, where sigma is large, aside;
+- policy gradient: - E[A log pi(a|x)] with V-trace's advantage A, for what the reward says, of the
+  dimensions that the car obeys: of the others it would be noise alone;
 - value: 1/2 (V - v)^2 against V-trace's target v;
 - entropy: - E[H(pi)], so that the policy goes on exploring.
 
@@ -17,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from drive_actors.action import entropy, log_prob, normalized_from_command
+from drive_actors.action import entropy, log_prob, log_probs, normalized_from_command
 from drive_actors.policy import PolicyOutput
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
@@ -32,14 +36,18 @@ Flag = Bool[Tensor, "time batch"]
 class LossConfig:
     """Weights of the losses, and V-trace's constants.
 
-    discount: gamma a step of 0.2 s. rho_max, c_max: V-trace's truncations.
+    action_beta: 0 is the plain NLL, 1 a squared error. is_longitudinal: whether the car takes the
+    policy's acceleration, and not the recording's. discount: gamma a step of 0.2 s. rho_max, c_max:
+    V-trace's truncations.
     """
 
     plan: float = 1.0
-    action: float = 1.0
+    action: float = 4.0
     policy_gradient: float = 0.1
     value: float = 0.1
     entropy: float = 0.001
+    action_beta: float = 0.5
+    is_longitudinal: bool = False
     discount: float = 0.95
     rho_max: float = 1.0
     c_max: float = 1.0
@@ -48,6 +56,8 @@ class LossConfig:
         for name in ("plan", "action", "policy_gradient", "value", "entropy"):
             if getattr(self, name) < 0:
                 raise ValueError(f"loss weight {name} must be 0 or more, got {getattr(self, name)}")
+        if not 0 <= self.action_beta <= 1:
+            raise ValueError(f"action_beta must be in [0, 1], got {self.action_beta}")
         if not 0 <= self.discount < 1:
             raise ValueError(f"discount must be in [0, 1), got {self.discount}")
         if not 0 < self.c_max <= self.rho_max:
@@ -71,12 +81,15 @@ def losses(
     teacher = normalized_from_command(batch.teacher_action, speed)
 
     active = batch.active
+    balance = (2 * config.action_beta * log_std.detach()).exp()
+    obeyed = log_probs(mean, log_std, batch.action_normalized)
     parts = {
         "plan": plan_loss(output.plan, batch),
-        "action": -masked_mean(log_prob(mean, log_std, teacher), active),
+        "action": -masked_mean((balance * log_probs(mean, log_std, teacher)).sum(-1), active),
         # d(ratio)/d(theta) at rho folded into the advantage: log pi's gradient alone
         "policy_gradient": -masked_mean(
-            targets.advantage * log_prob(mean, log_std, batch.action_normalized), active
+            targets.advantage * (obeyed.sum(-1) if config.is_longitudinal else obeyed[..., 0]),
+            active,
         ),
         "value": 0.5 * masked_mean((output.value[:-1] - targets.value_target).square(), active),
         "entropy": -masked_mean(entropy(log_std), active),

@@ -38,6 +38,7 @@ def test_imitation_losses_are_means_over_the_active_steps(tiny_policy, batch):
     speed = batch.observation["speed"][NUM_CONTEXT:-1]
     teacher = normalized_from_command(batch.teacher_action, speed)
     plan, action, num_plans = 0.0, 0.0, 0
+    beta = 0.3
     for t, b in batch.active.nonzero().tolist():
         if batch.teacher_plan_valid[t, b].any():
             one = Hypotheses(*(value[t, b][None] for value in output.plan))
@@ -46,9 +47,9 @@ def test_imitation_losses_are_means_over_the_active_steps(tiny_policy, batch):
             num_plans += 1
         mean, log_std = output.action_mean[t, b], output.action_log_std[t, b]
         density = torch.distributions.Normal(mean, log_std.exp())
-        action -= density.log_prob(teacher[t, b]).sum().item()
+        action -= (density.stddev ** (2 * beta) * density.log_prob(teacher[t, b])).sum().item()
     assert part("plan", output, batch) == pytest.approx(plan / num_plans, rel=1e-4)
-    assert part("action", output, batch) == pytest.approx(
+    assert part("action", output, batch, action_beta=beta) == pytest.approx(
         action / batch.active.sum().item(), rel=1e-4
     )
 
@@ -101,7 +102,33 @@ def test_what_a_scene_holds_after_its_end_changes_nothing(tiny_policy, batch):
         assert part(name, output, batch) == pytest.approx(part(name, output, noisy), rel=1e-5)
 
 
-def test_policy_gradient_makes_better_actions_likelier(batch):
+@pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
+def test_the_action_loss_weighs_its_gradients_by_a_constant(batch, beta):
+    """Of the mean: (mu - u) sigma^(2 beta - 2); at beta = 1 that of a squared error."""
+    shape = batch.active.shape
+    generator = torch.Generator().manual_seed(0)
+    mean, log_std = (
+        torch.randn(shape[0] + 1, shape[1], 2, generator=generator).requires_grad_()
+        for _ in range(2)
+    )
+    zeros = torch.zeros(shape[0] + 1, shape[1], 2, 33, 15)
+    output = PolicyOutput(
+        Hypotheses(zeros, zeros, zeros[..., 0, 0]), mean, log_std, zeros[..., 0, 0, 0]
+    )
+    weights = dict.fromkeys(("plan", "policy_gradient", "value", "entropy"), 0.0)
+    losses(output, batch, LossConfig(**weights, action=1.0, action_beta=beta))[0].backward()
+    speed = batch.observation["speed"][NUM_CONTEXT:-1]
+    error = mean.detach()[:-1] - normalized_from_command(batch.teacher_action, speed)
+    variance = (2 * log_std.detach()[:-1]).exp()
+    share = batch.active[..., None] * variance**beta / batch.active.sum()
+    assert mean.grad is not None
+    assert log_std.grad is not None
+    torch.testing.assert_close(mean.grad[:-1], share * error / variance)
+    torch.testing.assert_close(log_std.grad[:-1], share * (1 - error**2 / variance))
+
+
+@pytest.mark.parametrize("is_longitudinal", [True, False])
+def test_policy_gradient_makes_better_actions_likelier(batch, is_longitudinal):
     """Its gradient in the mean is -A (u - mean) / std^2 at each step, averaged."""
     batch = replace(batch, active=torch.ones_like(batch.active))
     shape = batch.active.shape
@@ -112,11 +139,13 @@ def test_policy_gradient_makes_better_actions_likelier(batch):
     output = PolicyOutput(plan, mean, log_std, zeros[..., 0, 0, 0])
     behaviour = log_prob(mean[:-1], log_std[:-1], batch.action_normalized).detach()
     batch = replace(batch, log_prob=behaviour)
-    config = LossConfig(plan=0.0, action=0.0, value=0.0, entropy=0.0, policy_gradient=1.0)
+    weights = {"plan": 0.0, "action": 0.0, "value": 0.0, "entropy": 0.0, "policy_gradient": 1.0}
+    config = LossConfig(**weights, is_longitudinal=is_longitudinal)
     advantage = value_targets(output.value, torch.zeros(shape), batch, config).advantage
     total, metrics = losses(output, batch, config)
     total.backward()
     expected = -advantage[..., None] * batch.action_normalized / 0.25 / advantage.numel()
+    expected[..., 1] *= is_longitudinal
     assert mean.grad is not None
     torch.testing.assert_close(mean.grad[:-1], expected)
     assert metrics["vtrace/importance_ratio"] == pytest.approx(1)
