@@ -195,6 +195,7 @@ def train_off_policy(
         config.imitation,
         seed=config.seed,
         photometry=config.env.photometry,
+        mirrored_share=config.sampler.mirrored_share,
     )
     metrics = learn(learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter))
     return headlines(metrics) | {"skipped": dict(feed.skipped + segments.skipped)}

@@ -5,6 +5,8 @@ the image each way) is flattened, not pooled: where a lane line is, is the whole
 statistics anywhere, so that an actor's 16 frames and a learner's 500 give the same features.
 """
 
+from math import ceil
+
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
@@ -40,11 +42,13 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-    """(batch, 3, height, width) uint8 -> (batch, num_outputs)."""
+    """(batch, 3, height, width) uint8 -> (batch, num_outputs); rows above `top` are not read."""
 
-    def __init__(self, width: int, height: int, channels: tuple[int, int, int, int]) -> None:
+    def __init__(
+        self, width: int, height: int, channels: tuple[int, int, int, int], *, top: int = 0
+    ) -> None:
         super().__init__()
-        self.width, self.height = width, height
+        self.width, self.height, self.top = width, height, top
         first, second, third, fourth = channels
         self.layers = nn.Sequential(
             nn.Conv2d(3, first, 5, stride=2, padding=2),
@@ -60,7 +64,7 @@ class Encoder(nn.Module):
             nn.Flatten(),
         )
         self.apply(keep_variance)
-        self.num_outputs = fourth // 2 * (width // STRIDE) * (height // STRIDE)
+        self.num_outputs = fourth // 2 * ceil(width / STRIDE) * ceil((height - top) / STRIDE)
 
     def forward(
         self, image: UInt8[Tensor, "batch 3 height width"]
@@ -74,7 +78,8 @@ class Encoder(nn.Module):
         if torch.is_autocast_enabled(image.device.type):
             dtype = torch.get_autocast_dtype(image.device.type)
         size = CHUNK if image.device.type == "cpu" else len(image)
-        return torch.cat([self.layers(normalized(part, dtype)) for part in image.split(size)])
+        parts = image[:, :, self.top :].split(size)
+        return torch.cat([self.layers(normalized(part, dtype)) for part in parts])
 
 
 def normalized(

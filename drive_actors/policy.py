@@ -40,7 +40,10 @@ class PolicyConfig:
     """Sizes of the network, and what it is allowed to see.
 
     width, height: of both images, multiples of 16. bottleneck_bits: capacity of the features a
-    frame, None for no noise. context: how many of the last 10 frames are read, 1 for no history.
+    frame, None for no noise. sky: shares of the height at the top of the narrow and the wide image
+    that are not read. Clouds are a compass, and a compass tells one recording from another, and so
+    where in his lane its driver liked to be: reading it, a policy learns its recordings by heart.
+    context: how many of the last 10 frames are read, 1 for no history.
     use_last_action: False hides the last command.
     """
 
@@ -49,6 +52,7 @@ class PolicyConfig:
     channels: tuple[int, int, int, int] = (16, 32, 48, 64)
     num_features: int = 512
     bottleneck_bits: float | None = 700.0
+    sky: tuple[float, float] = (0.125, 0.5)
     model_dim: int = 128
     num_layers: int = 2
     num_heads: int = 4
@@ -65,6 +69,8 @@ class PolicyConfig:
         for name in sizes:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if not all(0 <= share < 1 for share in self.sky):
+            raise ValueError(f"sky must be shares of the height below 1, got {self.sky}")
         if min(self.channels) < 1 or self.channels[-1] % 2:
             raise ValueError(f"channels must be positive, the last one even, got {self.channels}")
         if self.model_dim % self.num_heads:
@@ -124,7 +130,10 @@ class Policy(nn.Module):
         self.config = config
         dim, bits = config.model_dim, config.bottleneck_bits
         encoders = {
-            camera: Encoder(config.width, config.height, config.channels) for camera in CAMERAS
+            camera: Encoder(
+                config.width, config.height, config.channels, top=round(sky * config.height)
+            )
+            for camera, sky in zip(CAMERAS, config.sky, strict=True)
         }
         num_outputs = sum(encoder.num_outputs for encoder in encoders.values())
         self.encoders = nn.ModuleDict(encoders)

@@ -59,6 +59,7 @@ class SamplerConfig:
     share_without_offset: except this share of them, which start on the recorded pose.
     desire_clearance: s after a lane-change pulse within which no scene starts: its context would
         show a manoeuvre whose cause it does not show.
+    mirrored_share: of the scenes, left and right exchanged: twice as many roads and people.
     cached_segments: encoded segments kept in memory, the most recently used.
     """
 
@@ -67,6 +68,7 @@ class SamplerConfig:
     heading_offset: float = radians(3)
     share_without_offset: float = 0.2
     desire_clearance: float = 6.0
+    mirrored_share: float = 0.0
     cached_segments: int = 512
 
     def __post_init__(self) -> None:
@@ -77,6 +79,8 @@ class SamplerConfig:
             raise ValueError(f"sampler.lateral_offset is {self.lateral_offset} m, not within 0..4")
         if not 0 <= self.heading_offset <= radians(20):
             raise ValueError(f"sampler.heading_offset is {self.heading_offset} rad, not in 0..0.35")
+        if not 0 <= self.mirrored_share <= 1:
+            raise ValueError(f"sampler.mirrored_share is {self.mirrored_share}, not within 0..1")
         if not 0 <= self.share_without_offset <= 1:
             raise ValueError(f"sampler.share_without_offset is {self.share_without_offset}")
         if self.desire_clearance < 0 or self.cached_segments < 1:
@@ -121,6 +125,10 @@ class SceneSampler:
         config = self.config
         which, start = self._starts[rng.integers(len(self._starts))].tolist()
         index, rows, path = self._paths[which]
+        segment = self._segment(index)
+        if rng.random() < config.mirrored_share:
+            segment = segment.mirrored()
+            path = path_from_segment(segment, rows)
         num_steps = int(rng.integers(config.num_steps[0], config.num_steps[1] + 1))
         is_displaced = rng.random() >= config.share_without_offset
         lateral, heading = rng.uniform(-1, 1, size=2) * is_displaced
@@ -128,7 +136,7 @@ class SceneSampler:
             path=path,
             start=start,
             num_steps=min(num_steps, len(path) - 1 - start),
-            source=self._segment(index),
+            source=segment,
             first_row=rows.start,
             lateral_offset=float(config.lateral_offset * lateral),
             heading_offset=float(config.heading_offset * heading),

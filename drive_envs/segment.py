@@ -4,7 +4,7 @@ Poses are world_from_ego, the ego origin on the road below the camera. It does n
 segment is stored (`segments`), nor what a path, a plan or a lane is.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +34,8 @@ class Segment:
     Of N frames: `time` (N,) s, `position` (N, 3) m, `quaternion` (N, 4) xyzw, `velocity` (N, 3)
     m/s, all float64; `desire` (N,) int8; `valid` (N,) bool; `images` and `depths` N encoded frames
     a camera. `source` is JSON that says where the segment comes from; `file` is set on segments
-    that were read from disk. Raises SegmentError when shapes, counts, times or numbers are wrong.
+    that were read from disk; `is_mirrored` says that images are turned over when they are decoded.
+    Raises SegmentError when shapes, counts, times or numbers are wrong.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Segment:
     depths: dict[str, list[bytes | None]]
     source: str = "{}"
     file: Path | None = None
+    is_mirrored: bool = False
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -76,9 +78,10 @@ class Segment:
         """Decode one image to uint8 (3, H, W), RGB; SegmentError when it is damaged."""
         view = self._camera(camera)
         try:
-            return decode_image(self.images[camera][row], view.width, view.height)
+            image = decode_image(self.images[camera][row], view.width, view.height)
         except FrameError as error:
             raise self.error(f"image '{camera}' {error}", row=row) from error
+        return np.ascontiguousarray(image[..., ::-1]) if self.is_mirrored else image
 
     def depth(self, camera: str, row: int) -> np.ndarray:
         """Decode one depth map to float32 metres: NaN unknown, inf sky; or SegmentError.
@@ -91,9 +94,26 @@ class Segment:
             mend = "record or import it with depth, or do without reprojection"
             raise self.error(f"has no depth of camera '{camera}'; {mend}", row=row)
         try:
-            return decode_depth(encoded, view.width, view.height)
+            depth = decode_depth(encoded, view.width, view.height)
         except FrameError as error:
             raise self.error(f"depth '{camera}' {error}", row=row) from error
+        return np.ascontiguousarray(depth[..., ::-1]) if self.is_mirrored else depth
+
+    def mirrored(self) -> "Segment":
+        """Return the drive as a mirror shows it, left and right exchanged (the world's y axis)."""
+        return replace(
+            self,
+            name=f"{self.name}-mirrored",
+            cameras={
+                name: replace(view, center_u=view.width - view.center_u)
+                for name, view in self.cameras.items()
+            },
+            position=self.position * [1, -1, 1],
+            quaternion=self.quaternion * [-1, 1, -1, 1],
+            velocity=self.velocity * [1, -1, 1],
+            desire=np.array([0, 2, 1], self.desire.dtype)[self.desire],
+            is_mirrored=not self.is_mirrored,
+        )
 
     def error(self, what: str, *, row: int | None = None) -> SegmentError:
         """Return (not raise) an error that names this segment, its file and the row."""

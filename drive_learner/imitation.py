@@ -42,10 +42,11 @@ Segments = Sequence[Segment] | SegmentDataset
 
 
 class Stretch(NamedTuple):
-    """An unbroken run of valid rows of one segment."""
+    """An unbroken run of valid rows of one segment, or of its mirror image."""
 
     segment: int
     rows: slice
+    is_mirrored: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -126,15 +127,17 @@ class DecodedRollouts:
         self._segments, self._size = segments, (width, height)
         self._most_bytes = memory_mb * 1_000_000
         self._num_bytes = 0
-        self._held: OrderedDict[tuple[int, int], Rollout] = OrderedDict()
+        self._held: OrderedDict[tuple[int, int, bool], Rollout] = OrderedDict()
 
     def get(self, stretch: Stretch) -> Rollout:
         """Decode a stretch, or find it."""
-        key = stretch.segment, stretch.rows.start
+        key = stretch.segment, stretch.rows.start, stretch.is_mirrored
         if key in self._held:
             self._held.move_to_end(key)
             return self._held[key]
         segment = self._segments[stretch.segment]
+        if stretch.is_mirrored:
+            segment = segment.mirrored()
         rollout = recorded_rollout(segment, stretch.rows, *self._size)
         self._held[key] = rollout
         self._num_bytes += rollout.num_bytes
@@ -158,8 +161,8 @@ class ImitationConfig:
 class RecordedFeed:
     """Minibatches out of recordings, every step of every segment equally likely to be a start.
 
-    photometry: what cameras add, as in the environments of actors. Stretches that are too short
-    or damaged are skipped, logged, and counted in `skipped`.
+    photometry: what cameras add, mirrored_share: of the sequences, as for actors. Stretches that
+    are too short or damaged are skipped, logged, and counted in `skipped`.
     """
 
     def __init__(
@@ -171,11 +174,13 @@ class RecordedFeed:
         *,
         seed: int,
         photometry: PhotometryConfig | None = None,
+        mirrored_share: float = 0.0,
     ) -> None:
         self.skipped: Counter[str] = Counter()
         self._num_sequences, self._length = queue.num_sequences, queue.sequence_length
         self._num_features = None if policy.bottleneck_bits is None else policy.num_features
         self._seed, self._photometry = seed, photometry or PhotometryConfig()
+        self._mirrored_share = mirrored_share
         self._decoded = DecodedRollouts(segments, policy.width, policy.height, config.memory_mb)
         self._stretches = find_stretches(segments)
         starts = [max(0, stretch.num_steps - self._length + 1) for stretch in self._stretches]
@@ -224,8 +229,11 @@ class RecordedFeed:
             at = int(generator.integers(ends[-1]))
             which = int(np.searchsorted(ends, at, side="right"))
             start = at - int(ends[which] - self._num_starts[which])
+            is_mirrored = bool(generator.random() < self._mirrored_share)
             try:
-                rollout = self._decoded.get(self._stretches[which])
+                rollout = self._decoded.get(
+                    self._stretches[which]._replace(is_mirrored=is_mirrored)
+                )
             except SegmentError as error:
                 log.warning("%s", error)
                 self._skip(self._stretches[which], "damaged")

@@ -50,3 +50,16 @@ def test_images_tell_more_than_biases_at_the_start():
 def test_wrong_image_size_is_refused():
     with pytest.raises(ValueError, match="64 x 32"):
         encoder()(images(2, 16, 32))
+
+
+@torch.no_grad()
+def test_rows_above_the_top_are_not_read():
+    torch.manual_seed(0)
+    net = Encoder(64, 32, (8, 8, 16, 16), top=10)
+    batch = images(2)
+    above, below = batch.clone(), batch.clone()
+    above[:, :, :10] = 0
+    below[:, :, 10] = 0
+    assert net(above).equal(net(batch))
+    assert not net(below).equal(net(batch))
+    assert net(batch).shape == (2, net.num_outputs) == (2, 8 * 4 * 2)

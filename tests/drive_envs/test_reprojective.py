@@ -246,3 +246,31 @@ def test_config_is_checked():
         ReprojectiveConfig(source_offsets=())
     with pytest.raises(ValueError, match="cache_mb is -1"):
         ReprojectiveConfig(cache_mb=-1)
+
+
+def test_a_mirrored_drive_is_the_mirror_image_of_the_drive(synthetic_segment):
+    """The warp, the path and the pictures of the mirrored segment are those of the mirror."""
+    mirrored = synthetic_segment.mirrored()
+    path, reflected = path_from_segment(synthetic_segment), path_from_segment(mirrored)
+    assert torch.allclose(reflected.poses, path.poses * torch.tensor([1.0, -1.0, -1.0]))
+    assert torch.allclose(reflected.curvature, -path.curvature)
+    images = []
+    for segment, side in ((synthetic_segment, 1.0), (mirrored, -1.0)):
+        world = Reprojective()
+        world.reset([scene_of(segment)])
+        pose = pose_at(segment, 30, lateral=0.6 * side, turn=0.02 * side)
+        images.append(world.render(pose, 0, ACTIVE))
+    for name in ("narrow", "wide"):
+        difference = images[0][name][..., ::-1].astype(int) - images[1][name]
+        assert np.abs(difference).mean() < 0.1
+    again = mirrored.mirrored()
+    assert (again.image("wide", 3) == synthetic_segment.image("wide", 3)).all()
+    assert (again.quaternion == synthetic_segment.quaternion).all()
+
+
+def test_mirroring_exchanges_the_lane_changes(synthetic_segment):
+    desire = np.zeros(len(synthetic_segment), np.int8)
+    desire[[10, 20]] = 1, 2
+    mirrored = replace(synthetic_segment, desire=desire).mirrored()
+    assert mirrored.desire[[10, 20]].tolist() == [2, 1]
+    assert mirrored.desire.sum() == 3
