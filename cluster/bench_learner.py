@@ -150,6 +150,7 @@ def random_rollout(training: TrainPolicyRun, seed: int) -> Rollout:
         teacher_plan_valid=np.ones((*time_batch, 33), bool),
         teacher_action=0.01 * normal(*time_batch, 2),
         lateral_error=normal(*time_batch),
+        recording=np.arange(training.num_scenes),
         noise_seed=seed,
         policy_version=0,
         actor=0,

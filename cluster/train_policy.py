@@ -31,6 +31,7 @@ from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
 from drive_learner.checkpoint import Checkpoint, latest_checkpoint
 from drive_learner.feed import RolloutFeed
+from drive_learner.habits import HabitsConfig
 from drive_learner.imitation import ImitationConfig, RecordedFeed, trajectory_mae
 from drive_learner.learner import Learner, LearnerConfig, OptimizerConfig
 from drive_learner.local_cluster import local_cluster
@@ -93,6 +94,7 @@ class TrainPolicyRun:
     world: ReprojectiveConfig = field(default_factory=ReprojectiveConfig)
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    habits: HabitsConfig = field(default_factory=HabitsConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     actors: PoolConfig = field(default_factory=PoolConfig)
     imitation: ImitationConfig = field(default_factory=ImitationConfig)
@@ -127,6 +129,7 @@ class TrainPolicyRun:
             num_steps=self.num_steps,
             loss=self.loss,
             optimizer=self.optimizer,
+            habits=self.habits,
             precision=self.precision,
             device=self.device,
         )

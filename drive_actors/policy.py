@@ -86,12 +86,18 @@ class PolicyConfig:
 
 
 class PolicyOutput(NamedTuple):
-    """What the heads say, in the units of `drive_envs.plan` and `drive_actors.action`."""
+    """What the heads say, in the units of `drive_envs.plan` and `drive_actors.action`.
+
+    plan and taught_... are with the habits of the recording's driver where these were given, for
+    imitation; the action and the value are without.
+    """
 
     plan: Hypotheses
     action_mean: Float[Tensor, "*batch 2"]
     action_log_std: Float[Tensor, "*batch 2"]
     value: Float[Tensor, "*batch"]
+    taught_mean: Float[Tensor, "*batch 2"]
+    taught_log_std: Float[Tensor, "*batch 2"]
 
 
 class Block(nn.Module):
@@ -183,12 +189,19 @@ class Policy(nn.Module):
         )
         return self.token_from_features(features) + self.token_from_state(state)
 
-    def forward(self, history: History, speed: Float[Tensor, "batch 1"]) -> PolicyOutput:
-        """Read 10 tokens, oldest first, and the current speed in m/s."""
+    def forward(
+        self, history: History, speed: Float[Tensor, "batch 1"], habit: Tokens | None = None
+    ) -> PolicyOutput:
+        """Read 10 tokens, oldest first, and the current speed in m/s.
+
+        `habit` is added to the last token for what is imitated (`drive_learner.habits`).
+        """
         last = self.last(history)
-        return PolicyOutput(
-            self.plan(last, speed), *self.action(last), self.value_head(last).float().squeeze(-1)
-        )
+        taught = last if habit is None else last + habit
+        action = self.action(last)
+        value = self.value_head(last).float().squeeze(-1)
+        imitated = action if habit is None else self.action(taught)
+        return PolicyOutput(self.plan(taught, speed), *action, value, *imitated)
 
     def act(self, history: History) -> tuple[Normalized, Normalized]:
         """Return the action's mean and log deviation alone: all that an actor needs."""
@@ -220,9 +233,11 @@ class Policy(nn.Module):
         observation: Observation,
         noise: Float[Tensor, "frame batch features"] | None,
         needed: Bool[Tensor, "frame batch"] | None = None,
+        habit: Tokens | None = None,
     ) -> PolicyOutput:
         """Run over a rollout of (9 + T) frames as the actor did, with leading (T, batch).
 
+        `habit` (batch, dim) is one for each scene, see `forward`.
         Every image is encoded once. Where `needed` (`Rollout.needed_frames`) is False a frame is
         not encoded at all; outputs that depend on it are finite and mean nothing.
         """
@@ -242,6 +257,7 @@ class Policy(nn.Module):
         output = self(
             rearrange(windows, "t b d c -> (t b) c d"),
             observation["speed"][NUM_CONTEXT:].flatten(0, 1),
+            None if habit is None else habit.repeat(len(windows), 1),
         )
         return unflatten(output, batch)
 
@@ -249,8 +265,7 @@ class Policy(nn.Module):
 def unflatten(output: PolicyOutput, batch: int) -> PolicyOutput:
     """Split the leading (time * batch) of every tensor into (time, batch)."""
     plan = Hypotheses(*(value.unflatten(0, (-1, batch)) for value in output.plan))
-    mean, log_std, value = (value.unflatten(0, (-1, batch)) for value in output[1:])
-    return PolicyOutput(plan, mean, log_std, value)
+    return PolicyOutput(plan, *(value.unflatten(0, (-1, batch)) for value in output[1:]))
 
 
 def plan_of_unit_speed() -> Float[Tensor, "33 15"]:

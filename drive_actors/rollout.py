@@ -130,6 +130,7 @@ def collect(
     with clock.phase("env"):
         observation, info = env.reset(seed=seed)
     clock.add_parts("env", info["seconds"])
+    recording = info["recording"]
     num_frames, batch = NUM_CONTEXT + num_steps + 1, env.num_envs
     frames = Frames(num_frames, observation)
     for frame in range(NUM_CONTEXT):
@@ -162,6 +163,7 @@ def collect(
     return Rollout(
         observation=frames.arrays,
         **steps.arrays,
+        recording=recording,
         noise_seed=seed,
         policy_version=version,
         actor=actor,

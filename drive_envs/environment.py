@@ -113,7 +113,7 @@ class DrivingVectorEnv(VectorEnv):
     `teacher_action` (batch, 2), `lateral_error` m and `heading_error` rad (batch,), `pose` (batch,
     3) world, `active` (batch,), and `seconds`, the wall time of this call by phase ("decode" is
     part of "render"). reset also has `context`: the 9 observations before the first, (9, batch,
-    ...).
+    ...), and `recording` (batch,): the number of each scene's.
 
     `reset(seed, options)`: the same seed gives the same scenes and cars; `options["scenes"]` drives
     given scenes. Raises ValueError when world and config disagree on the images' size.
@@ -155,7 +155,8 @@ class DrivingVectorEnv(VectorEnv):
         self._observation = self._observe(self._active)
         self._info = self._teach()
         stacked = {key: np.stack([frame[key] for frame in context]) for key in context[0]}
-        return self._observation, self._info | {"context": stacked, "seconds": self.seconds}
+        told = {"context": stacked, "recording": self._recording, "seconds": self.seconds}
+        return self._observation, self._info | told
 
     @torch.inference_mode()
     def step(
@@ -193,6 +194,7 @@ class DrivingVectorEnv(VectorEnv):
         self.world.reset(scenes)
         longest = max(scene.num_steps for scene in scenes)
         self._num_steps = torch.tensor([scene.num_steps for scene in scenes])
+        self._recording = np.array([scene.recording for scene in scenes], np.int64)
         self._step, self._active = 0, torch.ones(self.num_envs, dtype=torch.bool)
         self._paths = gather_paths([s.path for s in scenes], [s.start for s in scenes], longest)
         num_frames = NUM_PAST + longest + 1

@@ -8,7 +8,7 @@ becomes of it: no Ray, no torch, no network.
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32
+from jaxtyping import Bool, Float32, Int64
 
 NUM_CONTEXT = 9  # recorded frames before the first acted one: with it, 2 s at 5 Hz
 
@@ -34,6 +34,7 @@ class Rollout:
     terminated, truncated: set on the scene's last active step only.
     teacher_plan (SI, float32), teacher_plan_valid, teacher_action (as `action`), lateral_error (m):
         what the teacher wanted, and how far off the path the car was, at frame C + t.
+    recording: number of the recording that each scene is part of.
     noise_seed: seed of the bottleneck noise, see `drive_actors.bottleneck.noise`.
     policy_version: of the weights that acted. actor: index in the pool.
     seconds: wall time by phase; `total` holds all others, `env/...` are parts of `env`.
@@ -51,6 +52,7 @@ class Rollout:
     teacher_plan_valid: Bool[np.ndarray, "time batch 33"]
     teacher_action: Pair
     lateral_error: Scalar
+    recording: Int64[np.ndarray, " batch"]
     noise_seed: int
     policy_version: int
     actor: int

@@ -27,7 +27,8 @@ class Scene:
 
     The car begins `lateral_offset` m (left) of the recorded pose and turned by `heading_offset`
     rad. `source` is what a world needs to draw it (a Segment, or a road); row 0 of the path is row
-    `first_row` of the source. Raises ValueError when the context or the anchor is not on the path.
+    `first_row` of the source. `recording` is a number that tells one recording from another.
+    Raises ValueError when the context or the anchor is not on the path.
     """
 
     path: RecordedPath
@@ -37,6 +38,7 @@ class Scene:
     first_row: int = 0
     lateral_offset: float = 0.0
     heading_offset: float = 0.0
+    recording: int = 0
 
     def __post_init__(self) -> None:
         last = len(self.path) - 1
@@ -140,6 +142,7 @@ class SceneSampler:
             first_row=rows.start,
             lateral_offset=float(config.lateral_offset * lateral),
             heading_offset=float(config.heading_offset * heading),
+            recording=segment.number,
         )
 
 

@@ -6,6 +6,7 @@ segment is stored (`segments`), nor what a path, a plan or a lane is.
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 
@@ -73,6 +74,12 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    @property
+    def number(self) -> int:
+        """A number made of the names of segment and file, the same in every process."""
+        file = self.file.name if self.file else ""
+        return crc32(f"{file}/{self.name}".encode())
 
     def image(self, camera: str, row: int) -> np.ndarray:
         """Decode one image to uint8 (3, H, W), RGB; SegmentError when it is damaged."""

@@ -30,7 +30,7 @@ class Batch:
 
     observation and noise (unit bottleneck noise, None for none) have C + L + 1 frames, the rest L
     steps. `active` is False where a fragment is shorter than L. policy_version (batch,) is that of
-    the weights that acted.
+    the weights that acted, recording (batch,) the number of the recording driven in.
     """
 
     observation: Mapping[str, Tensor]
@@ -44,6 +44,7 @@ class Batch:
     teacher_plan_valid: Bool[Tensor, "time batch 33"]
     teacher_action: Float32[Tensor, "time batch 2"]
     policy_version: Int64[Tensor, " batch"]
+    recording: Int64[Tensor, " batch"]
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device, without waiting where the memory is pinned."""
@@ -121,6 +122,7 @@ def empty_batch(source: Source, length: int, num_sequences: int, *, pinned: bool
         observation={key: like(value, frames) for key, value in rollout.observation.items()},
         noise=None if noise is None else like(noise, frames),
         policy_version=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
+        recording=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         **{name: like(getattr(rollout, name), length) for name in STEP_FIELDS},
     )
 
@@ -147,6 +149,7 @@ def fill(batch: Batch, picked: Sequence[Fragment]) -> None:
             target[:num, column] = getattr(rollout, name)[start : start + num, scene]
             target[num:, column] = 0
         batch.policy_version[column] = rollout.policy_version
+        batch.recording[column] = int(rollout.recording[scene])
 
 
 def copy_column(

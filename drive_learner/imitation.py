@@ -101,6 +101,7 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
         teacher_plan_valid=targets.valid.numpy()[:, None],
         teacher_action=taken,
         lateral_error=zero,
+        recording=np.array([segment.number]),
         noise_seed=0,
         policy_version=0,
         actor=0,

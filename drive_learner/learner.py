@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from drive_actors.policy import Policy
 from drive_learner.batch import Batch
+from drive_learner.habits import Habits, HabitsConfig
 from drive_learner.losses import LossConfig, losses
 
 Tensors = dict[str, Tensor]
@@ -54,6 +55,7 @@ class LearnerConfig:
     num_steps: int = 1500
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    habits: HabitsConfig = field(default_factory=HabitsConfig)
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -80,14 +82,19 @@ class Learner:
         self.config = config
         self.policy = policy.to(self.device)
         self.step = 0
+        self.habits = Habits(config.habits, policy.config.model_dim).to(self.device)
         self._named = dict(policy.named_parameters())
+        self._learnt = self._named | {
+            f"habits.{name}": value for name, value in self.habits.named_parameters()
+        }
         self._average = {name: value.detach().clone() for name, value in self._named.items()}
         matrices = [value for value in self._named.values() if value.ndim >= 2]
         others = [value for value in self._named.values() if value.ndim < 2]
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": matrices, "weight_decay": config.optimizer.weight_decay},
-                {"params": others, "weight_decay": 0.0},
+                {"params": [*others, self.habits.token_from_code.weight], "weight_decay": 0.0},
+                {"params": [self.habits.codes], "weight_decay": 0.0},
             ],
             lr=config.optimizer.learning_rate,
             betas=(config.optimizer.beta1, config.optimizer.beta2),
@@ -97,25 +104,30 @@ class Learner:
         """Take one gradient step; return its metrics (`loss/...`, `policy/...`, `learner/...`)."""
         optimizer = self.config.optimizer
         rate = learning_rate(self.step, self.config.num_steps, optimizer)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        of_codes = self.habits.config.rate
+        for group, factor in zip(self.optimizer.param_groups, (1.0, 1.0, of_codes), strict=True):
+            group["lr"] = factor * rate
         batch = batch.to(self.device)
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
         ):
-            output = self.policy.unroll(batch.observation, batch.noise)
+            generator = torch.Generator().manual_seed(self.step)
+            habit, of_prior = self.habits(batch.recording, generator)
+            output = self.policy.unroll(batch.observation, batch.noise, habit=habit)
         total, metrics = losses(output, batch, self.config.loss)
+        total = total + of_prior
         if not math.isfinite(metrics["loss/total"]):
             raise FloatingPointError(f"the loss of step {self.step} is not finite: {metrics}")
         self.optimizer.zero_grad()
         total.backward()
-        norm = nn.utils.clip_grad_norm_(self._named.values(), optimizer.max_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self._learnt.values(), optimizer.max_gradient_norm)
         self.optimizer.step()
         self.step += 1
         self._update_average()
         lag = (self.step - 1 - batch.policy_version).float()
         return metrics | {
             "learner/learning_rate": rate,
+            "loss/habits": of_prior.item(),
             "learner/gradient_norm": norm.item(),
             "learner/policy_lag": lag.mean().item(),
             "learner/max_policy_lag": lag.max().item(),
@@ -139,19 +151,29 @@ class Learner:
         """Return copies of the raw weights, their average and the optimiser's moments, by name."""
         moments = {
             f"{name}.{key}": value.detach().to("cpu", copy=True)
-            for name, parameter in self._named.items()
+            for name, parameter in self._learnt.items()
             for key, value in self.optimizer.state[parameter].items()
         }
-        return {"raw": self.weights(), "optimizer": moments, "policy": self.weights(averaged=True)}
+        habits = {
+            name: value.detach().to("cpu", copy=True)
+            for name, value in self.habits.state_dict().items()
+        }
+        return {
+            "raw": self.weights(),
+            "optimizer": moments,
+            "policy": self.weights(averaged=True),
+            "habits": habits,
+        }
 
     def restore(self, step: int, state: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Continue from a `state()` taken after `step` gradient steps."""
         self.policy.load_state_dict(state["raw"])
+        self.habits.load_state_dict(state["habits"])
         averaged = state["policy"]
         for name in self._named:
             self._average[name].copy_(averaged[name])
         moments = state["optimizer"]
-        for name, parameter in self._named.items():
+        for name, parameter in self._learnt.items():
             keys = ("step", "exp_avg", "exp_avg_sq") if f"{name}.step" in moments else ()
             self.optimizer.state[parameter] = {
                 # AdamW keeps its step count on the CPU

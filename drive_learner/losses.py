@@ -81,11 +81,12 @@ def losses(
     teacher = normalized_from_command(batch.teacher_action, speed)
 
     active = batch.active
-    balance = (2 * config.action_beta * log_std.detach()).exp()
+    taught = output.taught_mean[:-1], output.taught_log_std[:-1]
+    balance = (2 * config.action_beta * taught[1].detach()).exp()
     obeyed = log_probs(mean, log_std, batch.action_normalized)
     parts = {
         "plan": plan_loss(output.plan, batch),
-        "action": -masked_mean((balance * log_probs(mean, log_std, teacher)).sum(-1), active),
+        "action": -masked_mean((balance * log_probs(*taught, teacher)).sum(-1), active),
         # d(ratio)/d(theta) at rho folded into the advantage: log pi's gradient alone
         "policy_gradient": -masked_mean(
             targets.advantage * (obeyed.sum(-1) if config.is_longitudinal else obeyed[..., 0]),
@@ -97,7 +98,7 @@ def losses(
     total = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
     with torch.no_grad():
         metrics = {f"loss/{name}": part.item() for name, part in parts.items()}
-        error = (mean - teacher).abs()
+        error = (taught[0] - teacher).abs()
         ratio = torch.where(active, log_ratio, 0.0).exp()
         metrics |= {
             "loss/total": total.item(),

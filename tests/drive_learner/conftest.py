@@ -59,6 +59,7 @@ def random_rollout(num_steps=12, lengths=(12, 7, 3), seed=0, version=0, actor=0)
         teacher_plan_valid=generator.random((num_steps, scenes, 33)) < 0.8,
         teacher_action=0.01 * normal(num_steps, scenes, 2),
         lateral_error=normal(num_steps, scenes),
+        recording=np.arange(scenes) + 10 * seed,
         noise_seed=seed,
         policy_version=version,
         actor=actor,

@@ -113,7 +113,12 @@ def test_the_action_loss_weighs_its_gradients_by_a_constant(batch, beta):
     )
     zeros = torch.zeros(shape[0] + 1, shape[1], 2, 33, 15)
     output = PolicyOutput(
-        Hypotheses(zeros, zeros, zeros[..., 0, 0]), mean, log_std, zeros[..., 0, 0, 0]
+        Hypotheses(zeros, zeros, zeros[..., 0, 0]),
+        mean,
+        log_std,
+        zeros[..., 0, 0, 0],
+        mean,
+        log_std,
     )
     weights = dict.fromkeys(("plan", "policy_gradient", "value", "entropy"), 0.0)
     losses(output, batch, LossConfig(**weights, action=1.0, action_beta=beta))[0].backward()
@@ -136,7 +141,7 @@ def test_policy_gradient_makes_better_actions_likelier(batch, is_longitudinal):
     log_std = torch.full_like(mean, math.log(0.5)).detach()
     zeros = torch.zeros(shape[0] + 1, shape[1], 2, 33, 15)
     plan = Hypotheses(zeros, zeros, zeros[..., 0, 0])
-    output = PolicyOutput(plan, mean, log_std, zeros[..., 0, 0, 0])
+    output = PolicyOutput(plan, mean, log_std, zeros[..., 0, 0, 0], mean, log_std)
     behaviour = log_prob(mean[:-1], log_std[:-1], batch.action_normalized).detach()
     batch = replace(batch, log_prob=behaviour)
     weights = {"plan": 0.0, "action": 0.0, "value": 0.0, "entropy": 0.0, "policy_gradient": 1.0}
