@@ -128,5 +128,6 @@ def test_the_sample_is_what_its_run_says():
     scenarios = {scenario.road.fingerprint() for scenario in load_scenarios()}
     for drive in dataset:
         assert json.loads(drive.source)["road"] not in scenarios
-        assert drive.image("narrow", len(drive) - 1).shape == (3, 64, 128)
+        assert drive.image("narrow", len(drive) - 1).shape == (3, 128, 384)
+        assert drive.depth("wide", 0).shape == (64, 192)
         assert np.isfinite(drive.depth("wide", 0)).any()

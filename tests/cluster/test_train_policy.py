@@ -13,7 +13,8 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from cluster.config import dump
+from cluster.config import dump, load
+from cluster.jobs import RUNS
 from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, resumed, run
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import load_policy
@@ -250,6 +251,19 @@ def test_runs_that_cannot_work_are_refused(tiny):
         replace(tiny, mode="off_policy", loss=LossConfig())
     with pytest.raises(ValueError, match="num_scenes"):
         replace(tiny, num_scenes=0)
+
+
+def test_the_baseline_differs_in_nothing_but_what_it_learns_from():
+    ours, theirs = (
+        load(TrainPolicyRun, RUNS / f"{name}.yaml") for name in ("reprojective", "off_policy")
+    )
+    for name in ("data", "num_steps", "precision", "policy", "optimizer", "habits"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert ours.loss == replace(theirs.loss, policy_gradient=0.1, value=0.1)
+    for name in ("num_sequences", "sequence_length"):
+        assert getattr(ours.queue, name) == getattr(theirs.queue, name), name
+    assert ours.env.photometry == theirs.env.photometry
+    assert ours.sampler.mirrored_share == theirs.sampler.mirrored_share
 
 
 def test_data_is_found_from_anywhere(tiny):
