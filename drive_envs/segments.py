@@ -169,7 +169,9 @@ class SegmentFile:
         """Read the segment in a row group; SegmentError when any of its pages is damaged."""
         names = self._file.schema_arrow.names
         table = self._columns(group, names)
-        rows = {column: _rows(table[column], tail) for column, tail in ROW_SHAPES.items()}
+        rows: dict[str, Any] = {
+            column: _rows(table[column], tail) for column, tail in ROW_SHAPES.items()
+        }
         no_depth: list[bytes | None] = [None] * table.num_rows
         return Segment(
             name=table["segment"][0].as_py(),

@@ -1,5 +1,6 @@
 """The whole path from a real environment to the learner, in one process."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from drive_learner.learner import Learner, LearnerConfig, OptimizerConfig
 from drive_learner.losses import LossConfig
 
 SIZE: dict[str, Any] = {"width": 32, "height": 16}
-NO_LOSS = dict.fromkeys(("plan", "action", "policy_gradient", "value", "entropy"), 0.0)
+NO_LOSS = LossConfig(plan=0.0, action=0.0, policy_gradient=0.0, value=0.0, entropy=0.0)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_a_constant_reward_is_worth_its_discounted_sum(make_env, tiny_policy):
     config = LearnerConfig(
         num_steps=200,
         device="cpu",
-        loss=LossConfig(**{**NO_LOSS, "value": 1.0}, discount=0.9),
+        loss=replace(NO_LOSS, value=1.0, discount=0.9),
         optimizer=OptimizerConfig(learning_rate=3e-2, num_warmup_steps=5, weight_decay=0.0),
     )
     learner = Learner(tiny_policy, config)
@@ -84,7 +85,7 @@ def test_the_reward_alone_teaches_to_drive(make_env, tiny_policy):
     config = LearnerConfig(
         num_steps=60,
         device="cpu",
-        loss=LossConfig(**{**NO_LOSS, "policy_gradient": 1.0, "value": 0.1}),
+        loss=replace(NO_LOSS, policy_gradient=1.0, value=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-2, num_warmup_steps=0),
     )
     learner = Learner(Policy(tiny_policy.config), config)
