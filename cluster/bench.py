@@ -14,6 +14,7 @@ from cluster.bench_learner import LearnerBench, bench_learner
 from cluster.bench_reprojection import ReprojectionBench, bench_reprojection
 from cluster.bench_rollout import RolloutBench, bench_rollout
 from cluster.output import machine
+from drive_envs.allocator import keep_freed_memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +29,7 @@ class BenchRun:
 
 def run(config: BenchRun, output: Path) -> dict[str, Any]:
     """Measure one topic after the other; return the figures by topic, and the machine."""
+    keep_freed_memory()
     figures: dict[str, Any] = {
         "machine": machine() | {"load": round(os.getloadavg()[0], 2), "torch": torch.__version__}
     }

@@ -1,7 +1,8 @@
 """How good and how fast the reprojective warp is, with MetaDrive as the truth.
 
-At places along a road with cars on it, MetaDrive draws a frame and, from displaced poses, what the
-warp of that frame should look like. Beside the warp stands the frame left as it is ("no warp").
+At places along a road with cars on it, MetaDrive draws a frame as `drive record` does, finer and
+wider than a driver sees, and, from displaced poses, what the warp of that frame should look like.
+Beside the warp stands the frame left as it is ("no warp").
 Depth is rounded to centimetres, as recordings hold it; colour is not compressed.
 
 Neighbours are earlier frames of a drive along the lane. Nothing moves here: that a neighbour shows
@@ -10,7 +11,7 @@ other cars where they were is not measured.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import radians
 from pathlib import Path
 from time import thread_time
@@ -22,12 +23,13 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from cluster.progress import CONSOLE, track
-from drive_envs.camera import Camera, cameras
-from drive_envs.frames import decode_depth, encode_depth
+from drive_envs.camera import Camera, cameras, recording_cameras
+from drive_envs.frames import decode_depth, encode_depth, shrink_depth
 from drive_envs.geometry import compose, matrix_from_planar
 from drive_envs.image_metrics import load_lpips, lpips_distance, psnr
 from drive_envs.metadrive_rendering import Frame, MetaDriveRenderer
 from drive_envs.reprojection import Reprojected, reproject
+from drive_envs.resampling import seen_by
 from drive_envs.roads import Block, Road, lane_centerline
 
 logger = logging.getLogger(__name__)
@@ -47,7 +49,8 @@ CARS = ((1, 78.0), (0, 112.0), (1, 150.0), (0, 160.0), (1, 195.0), (0, 240.0), (
 class ReprojectionBench:
     """What to measure.
 
-    width, height: pixels of both cameras.
+    width, height: pixels of what is seen through both cameras. scale, margin: how much finer, and
+    by which share of the width on either side wider, the frames are that it is warped from.
     lateral: metres; yaw_deg: degrees; each is tried to the left and to the right.
     neighbours: seconds before the frame, of the further sources, at `speed` m/s along the lane.
     lpips_weights: folder of LPIPS weights; None lets torchvision download them.
@@ -55,6 +58,8 @@ class ReprojectionBench:
 
     width: int = 256
     height: int = 128
+    scale: int = 2
+    margin: float = 0.25
     lateral: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
     yaw_deg: tuple[float, ...] = (1.0, 3.0, 5.0)
     neighbours: tuple[float, ...] = (0.4, 1.0)
@@ -69,6 +74,11 @@ class ReprojectionBench:
                 "lower neighbours or speed"
             )
 
+    def sensors(self, width: int, height: int) -> dict[str, Camera]:
+        """Return the cameras of the sources for what is seen at a size."""
+        margin = round(self.margin * width)
+        return recording_cameras(width, height, scale=self.scale, margin=margin)
+
     @property
     def displacements(self) -> dict[str, list[tuple[float, float, float]]]:
         """Displacements (x, y, yaw) in metres and radians by name, the one to the left first."""
@@ -81,8 +91,9 @@ class ReprojectionBench:
 
 @dataclass(frozen=True, kw_only=True)
 class Views:
-    """Frames of one camera from several poses: (..., 3, H, W), (..., H, W), (..., 4, 4)."""
+    """Frames of one camera from several poses: (..., 3, H, W), (..., h, w), (..., 4, 4)."""
 
+    camera: Camera
     image: Tensor
     depth: Tensor
     world_from_camera: Tensor
@@ -99,7 +110,7 @@ def bench_reprojection(output: Path, config: ReprojectionBench | None = None) ->
     torch.set_num_threads(1)
     try:
         optics = cameras(config.width, config.height)
-        sources, truths = draw(config, optics)
+        sources, truths = draw(config)
         network = lpips_or_none(config.lpips_weights)
         quality = {
             name: camera_quality(camera, sources[name], truths[name], network, output / name)
@@ -113,23 +124,23 @@ def bench_reprojection(output: Path, config: ReprojectionBench | None = None) ->
     return {"quality": quality, "speed": speed}
 
 
-def draw(
-    config: ReprojectionBench, optics: Mapping[str, Camera]
-) -> tuple[dict[str, Views], dict[str, dict[str, Views]]]:
+def draw(config: ReprojectionBench) -> tuple[dict[str, Views], dict[str, dict[str, Views]]]:
     """Render the sources (place, source, ...) and, by displacement, the truth (place, 2, ...)."""
-    renderer = MetaDriveRenderer(optics)
+    optics = cameras(config.width, config.height)
+    sensors = config.sensors(config.width, config.height)
+    renderer = MetaDriveRenderer(sensors, supersampling=2 if config.scale == 1 else 1)
     try:
         renderer.load(ROAD)
         renderer.place({"s": np.concatenate([lane_poses(*car) for car in CARS])})
         back = [0.0, *(config.speed * seconds for seconds in config.neighbours)]
         along = [[lane_poses(lane, s - metres)[0] for metres in back] for lane, s in PLACES]
-        sources = look(renderer, torch.tensor(np.array(along)))
+        sources = look(renderer, torch.tensor(np.array(along)), config.scale)
         truths: dict[str, dict[str, Views]] = {name: {} for name in optics}
         here = torch.tensor(np.array(along))[:, :1]
         for title, deltas in track(config.displacements.items(), "Rendering displaced views"):
             poses = compose(here, torch.tensor(deltas, dtype=torch.float64))
-            for name, views in look(renderer, poses).items():
-                truths[name][title] = views
+            for name, views in look(renderer, poses, config.scale).items():
+                truths[name][title] = as_seen(views, optics[name])
     finally:
         renderer.close()
     return sources, truths
@@ -140,24 +151,32 @@ def lane_poses(lane: int, s: float) -> np.ndarray:
     return lane_centerline(ROAD, lane).poses(np.array([s]))
 
 
-def look(renderer: MetaDriveRenderer, poses: Tensor) -> dict[str, Views]:
-    """Render both cameras at planar poses (place, n, 3)."""
+def look(renderer: MetaDriveRenderer, poses: Tensor, scale: int) -> dict[str, Views]:
+    """Render both cameras at planar poses (place, n, 3), depth `scale` times as coarse."""
     frames = [renderer.render(*pose.tolist()) for pose in poses.flatten(0, 1)]
     world_from_ego = matrix_from_planar(poses)
     return {
         name: Views(
+            camera=camera,
             image=stack([frame[name].image for frame in frames], poses),
-            depth=stack([as_recorded(frame[name]) for frame in frames], poses),
+            depth=stack([as_recorded(frame[name], scale) for frame in frames], poses),
             world_from_camera=world_from_ego @ camera.ego_from_camera,
         )
         for name, camera in renderer.cameras.items()
     }
 
 
-def as_recorded(frame: Frame) -> np.ndarray:
+def as_recorded(frame: Frame, scale: int) -> np.ndarray:
     """Return a frame's depth as a recording would give it back."""
-    height, width = frame.depth.shape
-    return decode_depth(encode_depth(frame.depth), width, height)
+    depth = shrink_depth(frame.depth, scale)
+    height, width = depth.shape
+    return decode_depth(encode_depth(depth), width, height)
+
+
+def as_seen(views: Views, camera: Camera) -> Views:
+    """Return what a driver's camera sees of the views, whose own is finer and wider."""
+    seen = seen_by(camera, views.image.flatten(0, 1), views.camera)
+    return replace(views, camera=camera, image=seen.unflatten(0, views.image.shape[:2]))
 
 
 def stack(arrays: list[np.ndarray], poses: Tensor) -> Tensor:
@@ -188,7 +207,8 @@ def camera_quality(
     result = {}
     for title, truth in track(truths.items(), f"Warping {pictures.name}"):
         images = truth.image.flatten(0, 1)
-        unmoved = sources.image[:, :1].expand_as(truth.image).flatten(0, 1)
+        still = seen_by(camera, sources.image[:, 0], sources.camera)
+        unmoved = still[:, None].expand_as(truth.image).flatten(0, 1)
         seen = torch.ones_like(images[:, 0], dtype=torch.bool)
         candidates = {"no warp": Reprojected(unmoved, seen)}
         counts = sorted({1, sources.image.shape[1]})
@@ -218,6 +238,7 @@ def warp(camera: Camera, sources: Views, truth: Views, count: int) -> Reprojecte
         sources.depth[:, :count].repeat_interleave(num, dim=0),
         target_from_source.flatten(0, 1).float(),
         camera,
+        sources.camera,
     )
 
 
@@ -247,7 +268,7 @@ def speed_at_sizes(views: Views, config: ReprojectionBench) -> dict[str, dict[st
     result = {}
     for width, height in ((128, 64), (256, 128)):
         camera = cameras(width, height)["wide"]
-        sources = resized(views, width, height)
+        sources = resized(views, config.sensors(width, height)["wide"], config.scale)
         result[f"{width}x{height}"] = {
             "copy_bandwidth_gb_per_s": round(bandwidth / 1e9, 1),
             **{
@@ -273,23 +294,30 @@ def speed(camera: Camera, sources: Views, count: int, bandwidth: float) -> dict[
     target_from_source = (torch.linalg.inv(moved)[:, None] @ world_from_camera).float()
 
     def run() -> None:
-        reproject(images.contiguous(), depths.contiguous(), target_from_source, camera)
+        frames = images.contiguous(), depths.contiguous()
+        reproject(*frames, target_from_source, camera, sources.camera)
 
-    # Read 3 bytes of colour and 4 of depth a source pixel, write colour and validity.
-    least = camera.width * camera.height * (7 * count + 4) / bandwidth
+    # Read 3 bytes a pixel of colour and 4 a pixel of depth, write colour and validity.
+    read = images[0].numel() + 4 * depths[0].numel()
+    least = (read + 4 * camera.width * camera.height) / bandwidth
     return {
         f"ms_{count}": round(best_time(run) / num * 1e3, 3),
         f"bound_ms_{count}": round(least * 1e3, 4),
     }
 
 
-def resized(views: Views, width: int, height: int) -> Views:
+def resized(views: Views, camera: Camera, scale: int) -> Views:
     """Pick pixels of the views at another size; for timing, where looks do not matter."""
-    rows = torch.arange(height) * views.image.shape[-2] // height
-    columns = torch.arange(width) * views.image.shape[-1] // width
+
+    def picked(maps: Tensor, height: int, width: int) -> Tensor:
+        rows = torch.arange(height) * maps.shape[-2] // height
+        columns = torch.arange(width) * maps.shape[-1] // width
+        return maps[..., rows[:, None], columns]
+
     return Views(
-        image=views.image[..., rows[:, None], columns],
-        depth=views.depth[..., rows[:, None], columns],
+        camera=camera,
+        image=picked(views.image, camera.height, camera.width),
+        depth=picked(views.depth, camera.height // scale, camera.width // scale),
         world_from_camera=views.world_from_camera,
     )
 

@@ -25,6 +25,7 @@ def views(num, count):
     """Random textures on a wall that fills the view, all from the same pose."""
     generator = torch.Generator().manual_seed(0)
     return Views(
+        camera=CAMERA,
         image=torch.randint(
             0, 256, (num, count, 3, 16, 32), generator=generator, dtype=torch.uint8
         ),
@@ -36,6 +37,7 @@ def views(num, count):
 def test_an_unmoved_view_is_perfect(tmp_path):
     sources = views(3, 2)
     truth = Views(
+        camera=CAMERA,
         image=sources.image[:, :1],
         depth=sources.depth[:, :1],
         world_from_camera=sources.world_from_camera[:, :1],
@@ -55,6 +57,7 @@ def test_an_unmoved_view_is_perfect(tmp_path):
 def test_each_truth_is_warped_from_its_own_place():
     sources = views(3, 1)
     truth = Views(
+        camera=CAMERA,
         image=sources.image.expand(3, 2, 3, 16, 32),
         depth=sources.depth.expand(3, 2, 16, 32),
         world_from_camera=sources.world_from_camera.expand(3, 2, 4, 4),
@@ -93,7 +96,7 @@ def test_the_warp_is_near_what_metadrive_draws(tmp_path):
         "from cluster.bench_reprojection import ReprojectionBench, draw, camera_quality; "
         "from drive_envs.camera import cameras; "
         "config = ReprojectionBench(width=128, height=64, lateral=(1.0,), yaw_deg=(3.0,)); "
-        "optics = cameras(128, 64); sources, truths = draw(config, optics); "
+        "optics = cameras(128, 64); sources, truths = draw(config); "
         "quality = {name: camera_quality(camera, sources[name], truths[name], None, "
         "Path(sys.argv[1]) / name) for name, camera in optics.items()}; "
         "print(json.dumps(quality))"
