@@ -20,7 +20,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from drive_actors.drawing import draw_rollout, write_video
+from drive_actors.drawing import draw_rollout, write_sheet, write_video
 from drive_actors.policy import Policy
 from drive_envs.plan import STEP
 from drive_envs.protocol import Rollout
@@ -173,7 +173,7 @@ class Interval:
 
 
 def film(learner: Learner, rollout: Rollout | None, folder: Path, writer: SummaryWriter) -> None:
-    """Draw the first scene of a rollout, with the learner's plans, as mp4 and into TensorBoard."""
+    """Draw the first scene of a rollout, with the learner's plans: mp4, PNG and TensorBoard."""
     if rollout is None:
         return
     policy = Policy(learner.policy.config)
@@ -185,6 +185,7 @@ def film(learner: Learner, rollout: Rollout | None, folder: Path, writer: Summar
     pictures = draw_rollout(replace(rollout, **taught), policy.eval())
     folder.mkdir(parents=True, exist_ok=True)
     write_video(folder / f"step_{learner.step:06d}.mp4", pictures)
+    write_sheet(folder / f"step_{learner.step:06d}.png", pictures)
     writer._get_file_writer().add_summary(moving_image("rollout/video", pictures), learner.step)
 
 

@@ -1,4 +1,5 @@
 import av
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -9,7 +10,7 @@ from drive_actors.drawing import (
     draw_rollout,
     draw_views,
     road_pixels,
-    tensorboard_video,
+    write_sheet,
     write_video,
 )
 from drive_actors.rollout import collect
@@ -67,13 +68,17 @@ def test_a_rollout_becomes_a_video(stripes_env, tiny_policy, tmp_path):
     )
     pictures = draw_rollout(rollout, tiny_policy, scene=1)
     assert len(pictures) == rollout.active[:, 1].sum()
-    assert tensorboard_video(pictures).shape == (1, len(pictures), 3, 64, 256)
     write_video(tmp_path / "rollout.mp4", pictures)
     with av.open(str(tmp_path / "rollout.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
         assert container.streams.video[0].average_rate == 5
     assert len(frames) == len(pictures)
     assert np.abs(frames[0].astype(int) - pictures[0]).mean() < 20
+    write_sheet(tmp_path / "rollout.png", pictures)
+    sheet = cv2.imread(str(tmp_path / "rollout.png"))
+    assert sheet is not None
+    assert (sheet[:64, :, ::-1] == pictures[0]).all()
+    assert (sheet[-64:, :, ::-1] == pictures[-1]).all()
 
 
 def test_impossible_videos_are_refused(tmp_path):
