@@ -47,7 +47,9 @@ def test_without_habits_the_lane_centre_is_kept():
 
 
 def test_corners_are_cut_to_the_inside():
-    centred = HumanConfig(preference_std=0.0, drift_std=0.0, min_speed=10.0, max_speed=10.0)
+    centred = HumanConfig(
+        preference_std=0.0, drift_std=0.0, min_speed=10.0, max_speed=10.0, corner_cutting=20.0
+    )
     _, cutting, *_ = drive(ROAD, centred, 0, seconds=55)
     _, keeping, *_ = drive(ROAD, replace(centred, corner_cutting=0.0), 0, seconds=55)
     assert (cutting - keeping).max() > 0.08

@@ -88,7 +88,9 @@ def test_constant_values_leave_the_loss_bounded():
     perfect = Hypotheses(torch.zeros(1, 5, 33, 15), log_scale, torch.zeros(1, 5))
     valid = torch.ones(1, 33, dtype=torch.bool)
     loss = negative_log_likelihood(perfect, torch.zeros(1, 33, 15), valid)
-    assert loss.item() == pytest.approx(math.log(2) + MIN_LOG_SCALE.mean() + math.log(5), abs=1e-5)
+    assert loss.item() == pytest.approx(
+        math.log(2) + float(MIN_LOG_SCALE.mean()) + math.log(5), abs=1e-5
+    )
 
 
 def test_best_plan_is_the_likeliest_in_si_units():

@@ -45,13 +45,14 @@ class Driver:
 
 @pytest.fixture
 def make_pool(local_ray, random_rollout):
-    pools = []
+    pools, held = [], []
 
     def make(seconds=0.05, **changes):
         config = PoolConfig(**{"max_actors": 2, **changes})
         actor = ray.remote(Driver).options(**config.options)
-        # Held here: Ray may drop a large argument that it stored itself before an actor restarts.
+        # Held to the end of the test, for a restart needs it again: nobody else keeps it.
         rollout = ray.put(random_rollout())
+        held.append(rollout)
         pools.append(ActorPool(lambda index: actor.remote(index, rollout, seconds), config))
         return pools[-1]
 
