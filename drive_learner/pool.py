@@ -12,6 +12,7 @@ The pool does not know what a rollout is for.
 """
 
 import logging
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -151,6 +152,9 @@ class ActorPool:
         Raises what an actor raised.
         """
         if not self._tasks:
+            # Nobody drives, for the queue is full: to look again at once would keep the learner,
+            # in whose process this is, from computing.
+            time.sleep(timeout)
             return []
         ready, _ = ray.wait(list(self._tasks), num_returns=1, timeout=timeout)
         arrived: list[Rollout | Lost] = []

@@ -109,6 +109,17 @@ def test_a_killed_actor_is_counted_and_drives_again(make_pool):
     assert third.seconds["pid"] != first.seconds["pid"]
 
 
+def test_a_pool_with_nothing_to_do_leaves_the_processor_alone(make_pool):
+    """The learner shares its process: a feed that spins while the queue is full slows it sixfold."""
+    pool = make_pool(max_actors=1)
+    wait_for(pool, 1)
+    begin = time.monotonic(), time.thread_time()
+    for _ in range(10):
+        assert pool.poll(0.05) == []
+    assert time.monotonic() - begin[0] > 0.4
+    assert time.thread_time() - begin[1] < 0.1
+
+
 def test_what_an_actor_raises_is_raised_here(make_pool):
     pool = make_pool(max_actors=1)
     pool.publish(0, WEIGHTS)
