@@ -110,7 +110,7 @@ def test_a_killed_actor_is_counted_and_drives_again(make_pool):
 
 
 def test_a_pool_with_nothing_to_do_leaves_the_processor_alone(make_pool):
-    """The learner shares its process: a feed that spins while the queue is full slows it sixfold."""
+    """The learner shares its process: a feed that spins while the queue is full slows it down."""
     pool = make_pool(max_actors=1)
     wait_for(pool, 1)
     begin = time.monotonic(), time.thread_time()
