@@ -27,10 +27,10 @@ from torch import Tensor, nn
 class HabitsConfig:
     """A table of codes.
 
-    dim: numbers in a code. num_slots: of the table. rate: learning rate of
-    the codes relative to the policy's, high as each is seen seldom. prior: precision that pulls
-    codes to zero, relative to one look at a recording. share_without: of the sequences, imitated
-    without a code; 1 is to have none.
+    dim: numbers in a code. num_slots: of the table. rate: learning rate of the codes relative to
+    the policy's, high as each is seen seldom. prior: precision that pulls codes to zero, relative
+    to one look at a recording. share_without: of the sequences, imitated without a code; 1 is to
+    have none.
     """
 
     dim: int = 4
