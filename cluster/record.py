@@ -73,7 +73,7 @@ class RecordRun:
             raise ValueError(f"quality must be 1 to 100, got {self.quality}")
         if self.path.suffix != ".parquet":
             raise ValueError(f"path must end in .parquet, got {self.path}")
-        self.cameras  # noqa: B018 - raises for sizes that no camera can have
+        recording_cameras(self.width, self.height, scale=self.scale, margin=self.margin)
 
     @property
     def cameras(self) -> dict[str, Camera]:

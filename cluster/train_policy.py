@@ -111,11 +111,6 @@ class TrainPolicyRun:
         }
         if len(set(sizes.values())) > 1:
             raise ValueError(f"images must have one size, got {sizes}: make width and height equal")
-        if self.loss.is_longitudinal != (self.env.longitudinal == "policy"):
-            raise ValueError(
-                f"loss.is_longitudinal is {self.loss.is_longitudinal}, but env.longitudinal is "
-                f"{self.env.longitudinal}: say is_longitudinal where the policy chooses the speed"
-            )
         if self.mode == "off_policy" and (self.loss.policy_gradient or self.loss.value):
             raise ValueError(
                 "recordings have no reward: off_policy needs loss.policy_gradient=0 and "
@@ -130,6 +125,7 @@ class TrainPolicyRun:
             loss=self.loss,
             optimizer=self.optimizer,
             habits=self.habits,
+            is_longitudinal=self.env.longitudinal == "policy",
             precision=self.precision,
             device=self.device,
         )

@@ -50,12 +50,17 @@ class OptimizerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerConfig:
-    """What a `Learner` needs. num_steps: gradient steps of the whole run, for the schedule."""
+    """What a `Learner` needs.
+
+    num_steps: gradient steps of the whole run, for the schedule. is_longitudinal: whether the car
+    takes the policy's acceleration.
+    """
 
     num_steps: int = 1500
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     habits: HabitsConfig = field(default_factory=HabitsConfig)
+    is_longitudinal: bool = False
     precision: Literal["fp32", "bf16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
@@ -114,7 +119,9 @@ class Learner:
             generator = torch.Generator().manual_seed(self.step)
             habit, of_prior = self.habits(batch.recording, generator)
             output = self.policy.unroll(batch.observation, batch.noise, habit=habit)
-        total, metrics = losses(output, batch, self.config.loss)
+        total, metrics = losses(
+            output, batch, self.config.loss, is_longitudinal=self.config.is_longitudinal
+        )
         total = total + of_prior
         if not math.isfinite(metrics["loss/total"]):
             raise FloatingPointError(f"the loss of step {self.step} is not finite: {metrics}")

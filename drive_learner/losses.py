@@ -36,9 +36,8 @@ Flag = Bool[Tensor, "time batch"]
 class LossConfig:
     """Weights of the losses, and V-trace's constants.
 
-    action_beta: 0 is the plain NLL, 1 a squared error. is_longitudinal: whether the car takes the
-    policy's acceleration, and not the recording's. discount: gamma a step of 0.2 s. rho_max, c_max:
-    V-trace's truncations.
+    action_beta: 0 is the plain NLL, 1 a squared error. discount: gamma a step of 0.2 s. rho_max,
+    c_max: V-trace's truncations.
     """
 
     plan: float = 1.0
@@ -47,7 +46,6 @@ class LossConfig:
     value: float = 0.1
     entropy: float = 0.001
     action_beta: float = 0.5
-    is_longitudinal: bool = False
     discount: float = 0.95
     rho_max: float = 1.0
     c_max: float = 1.0
@@ -67,12 +65,13 @@ class LossConfig:
 
 
 def losses(
-    output: PolicyOutput, batch: Batch, config: LossConfig
+    output: PolicyOutput, batch: Batch, config: LossConfig, *, is_longitudinal: bool = False
 ) -> tuple[Float[Tensor, ""], dict[str, float]]:
     """Return the weighted sum to descend, and every part and diagnosis as `area/name` metrics.
 
     `output` is the policy's over the C + L + 1 frames of `batch`: L acted steps and a final one to
-    bootstrap from.
+    bootstrap from. is_longitudinal: whether the car takes the policy's acceleration, and not the
+    recording's.
     """
     mean, log_std = output.action_mean[:-1], output.action_log_std[:-1]
     log_ratio = log_prob(mean, log_std, batch.action_normalized) - batch.log_prob
@@ -89,7 +88,7 @@ def losses(
         "action": -masked_mean((balance * log_probs(*taught, teacher)).sum(-1), active),
         # d(ratio)/d(theta) at rho folded into the advantage: log pi's gradient alone
         "policy_gradient": -masked_mean(
-            targets.advantage * (obeyed.sum(-1) if config.is_longitudinal else obeyed[..., 0]),
+            targets.advantage * (obeyed.sum(-1) if is_longitudinal else obeyed[..., 0]),
             active,
         ),
         "value": 0.5 * masked_mean((output.value[:-1] - targets.value_target).square(), active),

@@ -14,6 +14,7 @@ import drive_envs.registration  # noqa: F401 (it makes the ids known)
 from drive_envs.blank import Blank
 from drive_envs.environment import DrivingEnv, DrivingVectorEnv, EnvConfig
 from drive_envs.path import RecordedPath
+from drive_envs.photometry import PhotometryConfig
 from drive_envs.plan import STEP, action_from_plan
 from drive_envs.reprojective import Reprojective
 from drive_envs.scenes import SamplerConfig, Scene, SceneSampler
@@ -208,6 +209,23 @@ def test_drawn_scene_does_not_depend_on_the_batch(sampler):
     alone, in_batch = one.reset(seed=11)[0], three.reset(seed=11)[0]
     for key, value in alone.items():
         assert np.array_equal(value[0], in_batch[key][0])
+
+
+def test_photometry_is_of_the_scene_and_changes_only_what_is_seen(sampler):
+    grainy = PhotometryConfig(exposure=(0.7, 0.9), noise=(5.0, 8.0))
+    plain, one, three = (
+        DrivingVectorEnv(Reprojective(), sampler, EnvConfig(photometry=photometry), num_envs=num)
+        for photometry, num in ((PhotometryConfig(), 3), (grainy, 1), (grainy, 3))
+    )
+    clean, alone, batch = (env.reset(seed=11) for env in (plain, one, three))
+    assert equal(alone[1]["pose"][0], batch[1]["pose"][0])
+    for name in ("narrow", "wide"):
+        assert np.array_equal(alone[0][name][0], batch[0][name][0])
+        ratio = batch[0][name].mean((1, 2, 3)) / clean[0][name].mean((1, 2, 3))
+        assert ((ratio > 0.68) & (ratio < 0.92)).all()
+    for key in ("speed", "last_action"):
+        assert np.array_equal(clean[0][key], batch[0][key])
+    assert np.array_equal(clean[1]["teacher_plan"], batch[1]["teacher_plan"])
 
 
 def test_truncated_at_the_anchor_and_frozen_afterwards(scenes):

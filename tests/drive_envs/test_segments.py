@@ -6,7 +6,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from drive_envs.camera import cameras
-from drive_envs.frames import decode_depth, encode_depth, encode_image
+from drive_envs.frames import (
+    FrameError,
+    decode_depth,
+    encode_depth,
+    encode_image,
+    shrink_depth,
+)
 from drive_envs.segments import Segment, SegmentError, open_dataset, write_segments
 
 WIDTH, HEIGHT = 32, 16
@@ -74,6 +80,15 @@ def test_frames_are_decoded_in_colour_and_metres():
     np.testing.assert_allclose(
         depth[2:], np.linspace(1, 80, HEIGHT * WIDTH).reshape(HEIGHT, WIDTH)[2:], atol=0.0051
     )
+
+
+def test_depth_may_be_coarser_by_a_whole_factor():
+    depth = np.array([[4.0, 4.0, 10.0, np.inf], [4.0, 20.0, 10.0, np.inf]], np.float32)
+    coarse = shrink_depth(depth, 2)
+    np.testing.assert_allclose(coarse, [[4.0, 10.0]], rtol=1e-6)  # the nearest surface
+    np.testing.assert_allclose(decode_depth(encode_depth(coarse), 4, 2), coarse, atol=0.0051)
+    with pytest.raises(FrameError, match=r"2 x 1 pixels; its camera says 5 x 2, or a whole"):
+        decode_depth(encode_depth(coarse), 5, 2)
 
 
 def test_depth_codes_cover_the_whole_range():

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from drive_actors.policy import PolicyConfig
+from drive_envs.photometry import PhotometryConfig
 from drive_envs.plan import TIMES
 from drive_envs.protocol import NUM_CONTEXT
 from drive_learner.batch import STEP_FIELDS
@@ -24,9 +25,10 @@ def whole(segment):
     return recorded_rollout(segment, slice(0, len(segment)), 32, 16)
 
 
-def feed_of(segments, memory_mb=100):
+def feed_of(segments, memory_mb=100, **changes):
     policy = PolicyConfig(width=32, height=16, num_features=16)
-    return RecordedFeed(segments, QUEUE, policy, ImitationConfig(memory_mb=memory_mb), seed=0)
+    config = ImitationConfig(memory_mb=memory_mb)
+    return RecordedFeed(segments, QUEUE, policy, config, seed=0, **changes)
 
 
 def test_a_recording_is_a_rollout_that_the_person_drove(arc_segment):
@@ -76,6 +78,27 @@ def test_a_minibatch_depends_on_seed_and_step_alone(arc_segment, dataset_of):
         assert torch.equal(value, found.observation[key]), key
     assert expected.active.all()
     assert not torch.equal(first.next(8).observation["wide"], found.observation["wide"])
+
+
+def test_photometry_and_mirrors_change_what_is_imitated_as_they_do_for_actors(
+    arc_segment, dataset_of
+):
+    dataset = dataset_of(arc_segment("a", radius=50.0))
+    plain = feed_of(dataset).next(3)
+    mirrored = feed_of(dataset, mirrored_share=1.0).next(3)
+    assert (plain.teacher_action[..., 0] > 0).all()
+    torch.testing.assert_close(
+        mirrored.teacher_action[..., 0], -plain.teacher_action[..., 0], rtol=1e-3, atol=1e-5
+    )
+    assert torch.equal(mirrored.observation["wide"], plain.observation["wide"].flip(-1))
+    assert not (mirrored.recording == plain.recording).any()
+    dark = PhotometryConfig(exposure=(0.5, 0.5), noise=(2.0, 2.0))
+    first, again = (feed_of(dataset, photometry=dark).next(3).observation for _ in range(2))
+    for name in ("narrow", "wide"):
+        assert torch.equal(first[name], again[name])
+        ratio = first[name].float().mean() / plain.observation[name].float().mean()
+        assert 0.47 < ratio < 0.53
+    assert torch.equal(feed_of(dataset).next(3).observation["wide"], plain.observation["wide"])
 
 
 def test_short_and_damaged_segments_are_skipped_and_counted(arc_segment, dataset_of):

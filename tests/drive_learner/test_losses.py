@@ -145,9 +145,9 @@ def test_policy_gradient_makes_better_actions_likelier(batch, is_longitudinal):
     behaviour = log_prob(mean[:-1], log_std[:-1], batch.action_normalized).detach()
     batch = replace(batch, log_prob=behaviour)
     weights = {"plan": 0.0, "action": 0.0, "value": 0.0, "entropy": 0.0, "policy_gradient": 1.0}
-    config = LossConfig(**weights, is_longitudinal=is_longitudinal)
+    config = LossConfig(**weights)
     advantage = value_targets(output.value, torch.zeros(shape), batch, config).advantage
-    total, metrics = losses(output, batch, config)
+    total, metrics = losses(output, batch, config, is_longitudinal=is_longitudinal)
     total.backward()
     expected = -advantage[..., None] * batch.action_normalized / 0.25 / advantage.numel()
     expected[..., 1] *= is_longitudinal
