@@ -34,11 +34,11 @@ class Meter:
     """Counts work done and shows it. Made by `progress`."""
 
     def __init__(
-        self, show: Callable[["Meter"], None], description: str, total: int | None
+        self, show: Callable[["Meter"], None], description: str, total: int | None, done: int
     ) -> None:
         self.description = description
         self.total = total
-        self.done = 0
+        self.done = self.before = done
         self.note = ""
         self.started = time.monotonic()
         self._show = show
@@ -55,7 +55,7 @@ class Meter:
 
     def __str__(self) -> str:
         seconds = time.monotonic() - self.started
-        rate = self.done / seconds if seconds > 0 else 0.0
+        rate = (self.done - self.before) / seconds if seconds > 0 else 0.0
         parts = [f"{self.done}/{self.total}" if self.total else str(self.done)]
         parts += [f"{rate:.3g}/s", f"{clock(seconds)} so far"]
         if self.total and rate > 0 and self.done < self.total:
@@ -64,8 +64,11 @@ class Meter:
 
 
 @contextmanager
-def progress(description: str, total: int | None = None) -> Iterator[Meter]:
-    """Show progress while the block runs; `total` is the number of items if it is known."""
+def progress(description: str, total: int | None = None, *, done: int = 0) -> Iterator[Meter]:
+    """Show progress while the block runs; `total` is the number of items if it is known.
+
+    `done` of them were done before, by a run that is resumed: the rate leaves them out.
+    """
     if CONSOLE.is_terminal:
         columns = (
             TextColumn("{task.description}"),
@@ -76,12 +79,12 @@ def progress(description: str, total: int | None = None) -> Iterator[Meter]:
             TextColumn("{task.fields[note]}"),
         )
         with Progress(*columns, console=CONSOLE, transient=True) as bars:
-            task = bars.add_task(description, total=total, note="")
+            task = bars.add_task(description, total=total, completed=done, note="")
 
             def show(meter: Meter) -> None:
                 bars.update(task, completed=meter.done, note=meter.note)
 
-            meter = Meter(show, description, total)
+            meter = Meter(show, description, total, done)
             yield meter
     else:
         next_line = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -92,7 +95,7 @@ def progress(description: str, total: int | None = None) -> Iterator[Meter]:
                 next_line = time.monotonic() + SECONDS_BETWEEN_LINES
                 logger.info(str(meter))
 
-        meter = Meter(log, description, total)
+        meter = Meter(log, description, total, done)
         yield meter
     logger.info(str(meter))
 

@@ -110,11 +110,11 @@ def run(config: RecordRun, output: Path) -> dict[str, Any]:
     """Record what is not yet recorded, merge it, and report speed, size and what was dropped."""
     config.parts.mkdir(parents=True, exist_ok=True)
     missing = [n for n in range(config.num_segments) if not part(config, n).exists()]
-    if len(missing) < config.num_segments:
-        logger.info("%d drives are there already", config.num_segments - len(missing))
+    there = config.num_segments - len(missing)
+    if there:
+        logger.info("%d drives are there already", there)
     started = time.monotonic()
-    with progress("drives", config.num_segments) as meter:
-        meter.update(config.num_segments - len(missing))
+    with progress("drives", config.num_segments, done=there) as meter:
         dropped = record_all(config, missing, meter)
     seconds = time.monotonic() - started
     segments = (SegmentFile(part(config, n)).read(0) for n in range(config.num_segments))

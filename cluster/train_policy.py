@@ -148,8 +148,7 @@ def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
     figures: dict[str, Any] = {"mode": config.mode, "steps": config.num_steps, "resumed_at": first}
     train = train_on_policy if config.mode == "on_policy" else train_off_policy
     if first < config.num_steps:
-        with progress("gradient steps", config.num_steps) as meter:
-            meter.update(first)
+        with progress("gradient steps", config.num_steps, done=first) as meter:
             figures |= train(config, learner, output, checkpoint, meter)
     figures["seconds"] = round(time.monotonic() - began, 1)
     figures["trajectory_mae"] = held_out_error(config, learner)

@@ -45,3 +45,10 @@ def test_in_a_terminal_there_is_a_bar_and_bars_nest(monkeypatch, capsys):
 )
 def test_clock(seconds, text):
     assert clock(seconds) == text
+
+
+def test_what_an_earlier_run_did_is_not_in_the_rate(caplog):
+    with caplog.at_level(logging.INFO), progress("train", total=1000, done=900) as meter:
+        meter.started -= 10.0
+        meter.update(950)
+        assert re.match(r"train: 950/1000, 5\.?\d*/s, 0:00:10 so far, 0:00:10 left", str(meter))
