@@ -25,11 +25,11 @@ from cluster.progress import Meter, progress
 from drive_actors.actor import RolloutActor
 from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.allocator import keep_freed_memory
+from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
-from drive_learner.checkpoint import Checkpoint, latest_checkpoint
 from drive_learner.feed import RolloutFeed
 from drive_learner.habits import HabitsConfig
 from drive_learner.imitation import ImitationConfig, RecordedFeed, trajectory_mae

@@ -22,10 +22,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from drive_actors.drawing import draw_rollout, write_sheet, write_video
 from drive_actors.policy import Policy
+from drive_envs.checkpoint import Checkpoint, write_checkpoint
 from drive_envs.plan import STEP
 from drive_envs.protocol import Rollout
 from drive_learner.batch import Batch
-from drive_learner.checkpoint import Checkpoint, write_checkpoint
 from drive_learner.learner import Learner
 
 log = logging.getLogger(__name__)

@@ -18,11 +18,11 @@ from cluster.jobs import RUNS
 from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, resumed, run
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import load_policy
+from drive_envs.checkpoint import checkpoints, latest_checkpoint
 from drive_envs.environment import EnvConfig
 from drive_envs.reprojective import ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig
 from drive_envs.segments import write_segments
-from drive_learner.checkpoint import checkpoints, latest_checkpoint
 from drive_learner.learner import Learner
 from drive_learner.loop import LoopConfig, learn
 from drive_learner.losses import LossConfig

@@ -7,7 +7,7 @@ import time
 import pytest
 import torch
 
-from drive_learner.checkpoint import (
+from drive_envs.checkpoint import (
     Checkpoint,
     CheckpointError,
     checkpoints,
@@ -65,7 +65,7 @@ def test_none_without_any(tmp_path):
 
 WRITE_FOREVER = """
 import sys, pathlib, torch
-from drive_learner.checkpoint import Checkpoint, write_checkpoint
+from drive_envs.checkpoint import Checkpoint, write_checkpoint
 for step in range(1, 10**6):
     tensors = {"policy": {"weight": torch.full((500, 500), float(step))}}
     checkpoint = Checkpoint(step=step, tensors=tensors, state={}, run="")

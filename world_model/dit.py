@@ -1,0 +1,228 @@
+"""The world model: a diffusion transformer over frames of latents, anchored in the future.
+
+A sequence is any set of frames: anchors (recorded, from the future), history, and frames that are
+becoming. Of each frame the network is told its noise level, how the car moved since the frame
+before, and where, and in how many seconds, the anchors begin as seen from this very frame. Nothing
+it is told of a frame changes afterwards, so that a finished frame's keys and values stay right
+while the car drives on (`sampler`). Which frame may see which is the caller's affair.
+
+From a noised frame the network tells the velocity to the image; from any frame, the plan.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from drive_envs.plan import Hypotheses
+from world_model.flow import Latents, Levels
+from world_model.plan_head import PlanHead
+from world_model.pose_features import (
+    ANCHOR_WAVE,
+    MOTION_WAVE,
+    NUM_FEATURES,
+    pose_features,
+    sinusoids,
+)
+from world_model.rotary import angles
+from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated
+
+PATCH = 2
+STRIDE = 8  # pixels of an image to one of its latent
+LONGEST_WAIT = 20.0  # s, longest wave of the time to the anchors
+
+Size = Literal["femto", "pico", "micro", "nano", "small", "250m", "500m", "1b"]
+
+# Layers, width, heads. The paper names its sizes after GPT-2's. With one adaLN a block, 24 x 1024 is
+# its 500M and 36 x 1280 its 1B (PAPER.md section 3); no GPT-2 has 250M, so 250m is as deep as its
+# parameters allow at the next smaller width, 768. Those below small are for two cores.
+SIZES: dict[Size, tuple[int, int, int]] = {
+    "femto": (3, 64, 2),
+    "pico": (4, 96, 3),
+    "micro": (5, 128, 4),
+    "nano": (5, 192, 3),
+    "small": (9, 384, 6),
+    "250m": (22, 768, 12),
+    "500m": (24, 1024, 16),
+    "1b": (36, 1280, 20),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorldModelConfig:
+    """Sizes of the network.
+
+    size: layers, width and heads, a row of `SIZES`. width, height: pixels of the images, multiples
+    of 16. latent_channels: of the tokenizer, both cameras together. num_history: finished frames
+    that a frame sees, 9 with itself being 2 s. num_anchors: frames of the future, 5 being 1 s.
+    """
+
+    size: Size = "nano"
+    width: int = 128
+    height: int = 64
+    latent_channels: int = 16
+    num_history: int = 9
+    num_anchors: int = 5
+    num_plan_blocks: int = 2
+    num_hypotheses: int = 5
+
+    def __post_init__(self) -> None:
+        if self.size not in SIZES:
+            raise ValueError(f"size is '{self.size}'; it must be one of {', '.join(SIZES)}")
+        step = PATCH * STRIDE
+        if min(self.width, self.height) < step or self.width % step or self.height % step:
+            raise ValueError(
+                f"images must be multiples of {step} pixels, got {self.width} x {self.height}"
+            )
+        for name in ("latent_channels", "num_history", "num_anchors", "num_hypotheses"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a frame's latent."""
+        return self.latent_channels, self.height // STRIDE, self.width // STRIDE
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens of a frame."""
+        return self.height // STRIDE // PATCH, self.width // STRIDE // PATCH
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of a frame."""
+        return self.grid[0] * self.grid[1]
+
+
+class Told(NamedTuple):
+    """What the network is told of each frame.
+
+    tau: noise level. place: in time, in frames; only differences matter. motion: pose relative to
+    the frame before; anchor: of the first anchor as seen from this frame; wait: s until then. What
+    is not known is said so by `has_motion` and `has_anchor`.
+    """
+
+    tau: Levels
+    place: Int[Tensor, "batch frame"]
+    motion: Float[Tensor, "batch frame 6"]
+    has_motion: Bool[Tensor, "batch frame"]
+    anchor: Float[Tensor, "batch frame 6"]
+    wait: Float[Tensor, "batch frame"]
+    has_anchor: Bool[Tensor, "batch frame"]
+
+    def pick(self, frames: slice) -> "Told":
+        """Return some of the frames."""
+        return Told(*(part[:, frames] for part in self))
+
+
+class Seen(NamedTuple):
+    """What comes out: velocity, the frames' last tokens (for the plan), keys and values."""
+
+    velocity: Latents
+    tokens: Float[Tensor, "batch frame space dim"]
+    memory: list[KeyValue]
+
+
+class Conditioning(nn.Module):
+    """Sums what is known of a frame into one vector."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.dim = dim
+        self.level = embedder(dim, dim)
+        self.motion = embedder(NUM_FEATURES, dim)
+        self.anchor = embedder(NUM_FEATURES + dim, dim)
+        self.no_motion = nn.Parameter(torch.zeros(dim))
+        self.no_anchor = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, told: Told) -> Float[Tensor, "batch frame dim"]:
+        """Return (batch, frame, dim)."""
+        level = self.level(sinusoids(told.tau, self.dim, 4.0))
+        motion = self.motion(pose_features(told.motion, MOTION_WAVE))
+        wait = sinusoids(told.wait, self.dim, LONGEST_WAIT)
+        anchor = torch.cat([pose_features(told.anchor, ANCHOR_WAVE), wait], dim=-1)
+        motion = torch.where(told.has_motion[..., None], motion, self.no_motion.to(motion.dtype))
+        anchor = self.anchor(anchor)
+        anchor = torch.where(told.has_anchor[..., None], anchor, self.no_anchor.to(anchor.dtype))
+        return silu(level + motion + anchor)
+
+
+def embedder(num_in: int, dim: int) -> nn.Module:
+    """Make the two layers that bring some features to the network's width."""
+    return nn.Sequential(nn.Linear(num_in, dim), nn.SiLU(), nn.Linear(dim, dim))
+
+
+class WorldModel(nn.Module):
+    """Diffusion transformer and plan head; see the module's docstring."""
+
+    def __init__(self, config: WorldModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        num_layers, dim, num_heads = SIZES[config.size]
+        self.head_dim = dim // num_heads
+        patch_values = config.latent_channels * PATCH**2
+        self.conditioning = Conditioning(dim)
+        self.embed = nn.Linear(patch_values, dim)
+        self.space = nn.Parameter(0.02 * torch.randn(config.num_tokens, dim))
+        self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
+        self.out_modulation = nn.Linear(dim, 2 * dim)
+        self.out = nn.Linear(dim, patch_values)
+        self.plan_head = PlanHead(dim, num_heads, config.num_plan_blocks, config.num_hypotheses)
+        for layer in (self.out_modulation, self.out):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(
+        self,
+        latents: Latents,
+        told: Told,
+        mask: Bool[Tensor, "frame frame"] | None = None,
+        memory: Memory | None = None,
+    ) -> Seen:
+        """Look at frames of latents (batch, frame, channel, height, width), noised as told.
+
+        mask[i, j]: whether frame i sees frame j, all see all without. memory: of earlier frames,
+        which all see besides.
+        """
+        rows, columns = self.config.grid
+        condition = self.conditioning(told)
+        rotation = self.rotation(told.place)
+        patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
+        x = self.embed(rearrange(latents, patches, p=PATCH, q=PATCH))
+        x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)
+        if mask is not None:
+            mask = mask.repeat_interleave(rows * columns, 0).repeat_interleave(rows * columns, 1)
+        kept = []
+        for index, block in enumerate(self.blocks):
+            seen = None if memory is None else memory[index]
+            x, own = block(x, condition, rotation, mask, seen)
+            kept.append(own)
+        shift, scale = self.out_modulation(condition).chunk(2, dim=-1)
+        velocity = rearrange(
+            self.out(modulated(x, shift, scale)),
+            "batch (frame row column) (channel p q) -> batch frame channel (row p) (column q)",
+            row=rows, column=columns, p=PATCH, q=PATCH,
+        )  # fmt: skip
+        tokens = rearrange(
+            x, "batch (frame space) dim -> batch frame space dim", space=rows * columns
+        )
+        return Seen(velocity.float(), tokens, kept)
+
+    def plan(self, tokens: Float[Tensor, "batch frame space dim"]) -> Hypotheses:
+        """Return the plans, from where the car is in each frame."""
+        return self.plan_head(tokens)
+
+    def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:
+        """Return the rotation of each token."""
+        angle = angles(place, *self.config.grid, self.head_dim)
+        return Rotation(angle.cos(), angle.sin())
+
+
+def num_parameters(config: WorldModelConfig) -> int:
+    """Count the parameters of a size without making them."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in WorldModel(config).parameters())

@@ -1,0 +1,247 @@
+"""What is learnt: rectified flow of the frames, and the plan from each (paper, eqs. 4 to 8).
+
+Two layouts of the same objective:
+
+- `paper`: [anchors, history, target]. With probability p the history is noised, each frame at its
+  own level, the anchors are clean, the network is told tau = 0 of both, and the loss is on the
+  target. Otherwise one level for all frames, and the loss on all.
+- `parallel`: [anchors, clean frames, noised frames]. Every noised frame sees the anchors, the clean
+  frames before it and itself, as in a rollout, so that one pass teaches many targets: K of them for
+  the price of (A + H + 2K - 1) frames, where the paper's layout takes A + H + 1 for one. With
+  probability p a sample's clean frames are noised as above.
+
+Noise on the history is what keeps a rollout, which lives on its own output, from drifting away.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from drive_envs.plan import Hypotheses, negative_log_likelihood
+from world_model.dit import Told, WorldModel
+from world_model.flow import Latents, Levels, logit_normal, noised, velocity
+from world_model.windows import Window, joined, tell_window
+
+
+@dataclass(frozen=True, kw_only=True)
+class ObjectiveConfig:
+    """How a window becomes a loss.
+
+    num_targets: frames of a window that are learnt to be generated, `parallel` only.
+    level_mean, level_std: of the logit-normal noise level of what is generated.
+    history_noise: p, the share of samples whose history is noised, history_mean and history_std of
+    its logit-normal levels. motion_dropout: share of targets that are not told their pose, for
+    guidance. anchor_dropout: share of minibatches without anchors.
+    plan_weight: alpha, of the plan's loss.
+    """
+
+    layout: Literal["parallel", "paper"] = "parallel"
+    num_targets: int = 8
+    level_mean: float = 0.0
+    level_std: float = 1.0
+    history_noise: float = 0.3
+    history_mean: float = 0.0
+    history_std: float = 0.25
+    motion_dropout: float = 0.1
+    anchor_dropout: float = 0.1
+    plan_weight: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name in ("history_noise", "motion_dropout", "anchor_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"objective.{name} is {getattr(self, name)}, not within 0..1")
+        if self.num_targets < 1 or self.level_std <= 0 or self.history_std < 0:
+            raise ValueError(
+                f"objective.num_targets is {self.num_targets}, level_std {self.level_std} and "
+                f"history_std {self.history_std}; they must be at least 1, positive, at least 0"
+            )
+
+    def num_frames(self, num_history: int) -> int:
+        """Frames of a window."""
+        return num_history + (self.num_targets if self.layout == "parallel" else 1)
+
+
+class Sequence(NamedTuple):
+    """What the network looks at, and what it should say of it.
+
+    mask (frame, frame): who sees whom. velocity and level are of the last frames, as many as they
+    have; a level of NaN is a frame without loss. planning: frames whose plan is learnt, `plans`
+    those of the window that they are.
+    """
+
+    latents: Latents
+    told: Told
+    mask: Bool[Tensor, "frame frame"]
+    velocity: Latents
+    level: Levels
+    planning: slice
+    plans: slice
+
+
+class Losses(NamedTuple):
+    """Means over the batch, and the squared error of each learnt frame with its level."""
+
+    total: Tensor
+    flow: Tensor
+    plan: Tensor
+    error: Float[Tensor, "batch learnt"]
+    level: Float[Tensor, "batch learnt"]
+
+
+def losses(
+    model: WorldModel, window: Window, config: ObjectiveConfig, generator: torch.Generator
+) -> Losses:
+    """Draw noise and levels for a window, look at it and compare. `generator` is on its device."""
+    sequence = arrange(window, config, model.config.num_history, generator)
+    seen = model(sequence.latents, sequence.told, sequence.mask)
+    learnt = sequence.velocity.shape[1]
+    error = (seen.velocity[:, -learnt:] - sequence.velocity).square().mean((2, 3, 4))
+    plans = model.plan(seen.tokens[:, sequence.planning])
+    plan = plan_loss(plans, window.plan[:, sequence.plans], window.plan_valid[:, sequence.plans])
+    has_loss = sequence.level.isfinite()
+    flow = torch.where(has_loss, error, 0.0).sum() / has_loss.sum()
+    total = flow + config.plan_weight * plan
+    return Losses(total, flow.detach(), plan.detach(), error.detach(), sequence.level)
+
+
+def plan_loss(
+    plans: Hypotheses,
+    target: Float[Tensor, "batch frame 33 15"],
+    valid: Bool[Tensor, "batch frame 33"],
+) -> Tensor:
+    """Return the multi-hypothesis Laplace loss, its mean over batch and frames."""
+    flat = Hypotheses(*(part.flatten(0, 1) for part in plans))
+    return negative_log_likelihood(flat, target.flatten(0, 1), valid.flatten(0, 1)).mean()
+
+
+def arrange(
+    window: Window, config: ObjectiveConfig, num_history: int, generator: torch.Generator
+) -> Sequence:
+    """Lay a window out, with noise drawn for it.
+
+    Raises ValueError when it has too few or too many frames.
+    """
+    num_frames = window.frames.shape[1]
+    if num_frames != config.num_frames(num_history):
+        raise ValueError(
+            f"a window of {num_frames} frames does not fit the layout '{config.layout}', which "
+            f"takes {config.num_frames(num_history)}"
+        )
+    is_anchored = chance(config.anchor_dropout, 1, generator).logical_not().item()
+    lay_out = parallel if config.layout == "parallel" else as_in_paper
+    return lay_out(window, config, num_history, bool(is_anchored), generator)
+
+
+def parallel(
+    window: Window,
+    config: ObjectiveConfig,
+    num_history: int,
+    is_anchored: bool,
+    generator: torch.Generator,
+) -> Sequence:
+    """Lay out anchors, clean frames and their noised copies."""
+    anchors, told = tell_window(window, is_anchored=is_anchored)
+    num_anchors = window.anchors.shape[1] if is_anchored else 0
+    last = window.frames.shape[1] - 1
+    clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
+    history = noised_history(clean, config, generator)
+    noise = normal(targets.shape, generator)
+    level = logit_normal(targets.shape[:2], config.level_mean, config.level_std, generator)
+    becoming = told.pick(slice(num_history, None))._replace(tau=level)
+    becoming = without_motion(becoming, config.motion_dropout, generator)
+    return Sequence(
+        latents=torch.cat(
+            [window.anchors[:, :num_anchors], history, noised(targets, noise, level)], dim=1
+        ),
+        told=joined(anchors.pick(slice(num_anchors)), told.pick(slice(last)), becoming),
+        mask=parallel_mask(num_anchors, last, num_history).to(level.device),
+        velocity=velocity(targets, noise),
+        level=level,
+        planning=slice(num_anchors + num_history - 1, num_anchors + last),
+        plans=slice(num_history - 1, last),
+    )
+
+
+def parallel_mask(num_anchors: int, num_clean: int, num_history: int) -> Tensor:
+    """Say who sees whom: anchors, clean frames 0, 1, ..., and noised copies of frames H, H + 1, ...
+
+    All see anchors (these only earlier ones and themselves). A frame sees the H clean ones before
+    it, and itself.
+    """
+    places = torch.cat([torch.arange(num_clean), torch.arange(num_history, num_clean + 1)])
+    is_clean = torch.arange(len(places)) < num_clean
+    age = places[:, None] - places
+    within = (age > 0) & (age <= num_history) & is_clean
+    frames = within | torch.eye(len(places), dtype=torch.bool)
+    mask = torch.ones(num_anchors + len(places), num_anchors + len(places), dtype=torch.bool)
+    mask[:num_anchors] = False
+    mask[:num_anchors, :num_anchors] = torch.ones(num_anchors, num_anchors).tril().bool()
+    mask[num_anchors:, num_anchors:] = frames
+    return mask
+
+
+def as_in_paper(
+    window: Window,
+    config: ObjectiveConfig,
+    num_history: int,
+    is_anchored: bool,
+    generator: torch.Generator,
+) -> Sequence:
+    """Lay out [anchors, history, target], with or without noise augmentation."""
+    anchors, told = tell_window(window, is_anchored=is_anchored)
+    num_anchors = window.anchors.shape[1] if is_anchored else 0
+    before = num_anchors + num_history
+    latents = torch.cat([window.anchors[:, :num_anchors], window.frames], dim=1)
+    batch, num_frames = latents.shape[:2]
+    shared = logit_normal((batch, 1), config.level_mean, config.level_std, generator)
+    shared = shared.expand(-1, num_frames)
+    own = logit_normal((batch, num_frames), config.history_mean, config.history_std, generator)
+    own[:, :num_anchors] = 0.0
+    own[:, -1] = shared[:, -1]
+    is_target = torch.arange(num_frames, device=own.device) >= before
+    is_augmented = chance(config.history_noise, batch, generator)[:, None]
+    level = torch.where(is_augmented, own, shared)
+    noise = normal(latents.shape, generator)
+    tau = torch.where(is_augmented & ~is_target, 0.0, level)
+    target = without_motion(told.pick(slice(-1, None)), config.motion_dropout, generator)
+    told = joined(anchors.pick(slice(num_anchors)), told.pick(slice(-1)), target)
+    # The loss of an augmented sample is on its target alone: elsewhere it wants what cannot be had.
+    wanted = velocity(latents, noise)
+    ones = torch.ones(num_frames, num_frames, device=own.device)
+    return Sequence(
+        latents=noised(latents, noise, level),
+        told=told._replace(tau=tau),
+        mask=ones.tril().bool(),
+        velocity=wanted,
+        level=torch.where(is_augmented & ~is_target, torch.nan, level),
+        planning=slice(before, before + 1),
+        plans=slice(num_history, num_history + 1),
+    )
+
+
+def noised_history(
+    clean: Latents, config: ObjectiveConfig, generator: torch.Generator
+) -> Latents:
+    """Noise the frames of a share p of the samples, each frame at its own level."""
+    levels = logit_normal(clean.shape[:2], config.history_mean, config.history_std, generator)
+    levels = levels * chance(config.history_noise, len(clean), generator)[:, None]
+    return noised(clean, normal(clean.shape, generator), levels)
+
+
+def without_motion(told: Told, share: float, generator: torch.Generator) -> Told:
+    """Keep silent about the motion of a share of the frames."""
+    kept = torch.rand(told.tau.shape, generator=generator, device=generator.device) >= share
+    return told._replace(has_motion=told.has_motion & kept)
+
+
+def chance(share: float, num: int, generator: torch.Generator) -> Bool[Tensor, " num"]:
+    """Draw which of `num` are in a share."""
+    return torch.rand(num, generator=generator, device=generator.device) < share
+
+
+def normal(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw normal numbers."""
+    return torch.randn(shape, generator=generator, device=generator.device)

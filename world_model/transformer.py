@@ -1,0 +1,110 @@
+"""A transformer over frames of tokens, told by adaLN what kind of frame each is.
+
+A block is pre-norm attention and MLP; scale, shift and gate of both come from the frame's condition
+(adaLN-Zero, Peebles and Xie, 2023), which varies along time. Queries and keys are RMS-normed. Keys
+and values of a frame depend on the frames that it may see and on nothing else, so that a frame that
+is finished can be kept (`Memory`) and seen by those after it.
+
+The module does not know what a frame shows, nor which frames may see which.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn.functional import rms_norm, scaled_dot_product_attention
+
+from world_model.rotary import rotate
+
+Tokens = Float[Tensor, "batch token dim"]
+Heads = Float[Tensor, "batch head token head_dim"]
+Condition = Float[Tensor, "batch frame dim"]
+Mask = Bool[Tensor, "*#batch asking asked"]
+
+
+class KeyValue(NamedTuple):
+    """Keys (already turned to their places) and values of some tokens in one block."""
+
+    key: Heads
+    value: Heads
+
+
+Memory = Sequence[KeyValue]
+
+
+class Rotation(NamedTuple):
+    """Cosines and sines of the tokens' places, (batch or 1, token, head_dim / 2)."""
+
+    cos: Tensor
+    sin: Tensor
+
+
+class Block(nn.Module):
+    """Attention over all frames that a token may see, then an MLP."""
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.modulation = nn.Linear(dim, 6 * dim)
+        self.qkv = nn.Linear(dim, 3 * dim)
+        self.out = nn.Linear(dim, dim)
+        self.mlp = nn.Sequential(
+            nn.Linear(dim, 4 * dim), nn.GELU(approximate="tanh"), nn.Linear(4 * dim, dim)
+        )
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+
+    def forward(
+        self,
+        x: Tokens,
+        condition: Condition,
+        rotation: Rotation,
+        mask: Mask | None,
+        seen: KeyValue | None,
+    ) -> tuple[Tokens, KeyValue]:
+        """Return the tokens after the block, and their keys and values.
+
+        mask: which tokens see which of the same call, None for all. seen: what all see besides.
+        """
+        parts = self.modulation(condition).chunk(6, dim=-1)
+        shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
+        attended, own = self.attend(modulated(x, shift, scale), rotation, mask, seen)
+        x = x + gated(attended, gate)
+        return x + gated(self.mlp(modulated(x, mlp_shift, mlp_scale)), mlp_gate), own
+
+    def attend(
+        self, x: Tokens, rotation: Rotation, mask: Mask | None, seen: KeyValue | None
+    ) -> tuple[Tokens, KeyValue]:
+        """Let each token gather from those it may see."""
+        split = "batch token (part head dim) -> part batch head token dim"
+        query, key, value = rearrange(self.qkv(x), split, part=3, head=self.num_heads).unbind()
+        query, key = (normed(part).to(value.dtype) for part in (query, key))
+        query, key = (rotate(part, *rotation).to(value.dtype) for part in (query, key))
+        own = KeyValue(key, value)
+        if seen is not None:
+            key = torch.cat([seen.key.to(key.dtype), key], dim=2)
+            value = torch.cat([seen.value.to(value.dtype), value], dim=2)
+        mask = None if mask is None else mask[..., None, :, :]
+        attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
+        return self.out(rearrange(attended, "batch head token dim -> batch token (head dim)")), own
+
+
+def normed(x: Tensor) -> Tensor:
+    """Bring the last dimension to a root mean square of one."""
+    return rms_norm(x, x.shape[-1:])
+
+
+def modulated(x: Tokens, shift: Condition, scale: Condition) -> Tokens:
+    """Norm tokens, then scale and shift each as its frame says."""
+    frames = rearrange(
+        normed(x), "batch (frame space) dim -> batch frame space dim", frame=scale.shape[1]
+    )
+    return (frames * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+
+
+def gated(x: Tokens, gate: Condition) -> Tokens:
+    """Weigh each token as its frame says."""
+    return (x.unflatten(1, (gate.shape[1], -1)) * gate[:, :, None]).flatten(1, 2)
