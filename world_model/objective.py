@@ -23,7 +23,7 @@ from torch import Tensor
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from world_model.dit import Told, WorldModel
 from world_model.flow import Latents, Levels, logit_normal, noised, velocity
-from world_model.windows import Window, joined, tell_window
+from world_model.windows import Window, joined, tell_window, window_mask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,22 +165,20 @@ def parallel(
     )
 
 
-def parallel_mask(num_anchors: int, num_clean: int, num_history: int) -> Tensor:
+def parallel_mask(
+    num_anchors: int, num_clean: int, num_history: int
+) -> Bool[Tensor, "frame frame"]:
     """Say who sees whom: anchors, clean frames 0, 1, ..., and noised copies of frames H, H + 1, ...
 
-    All see anchors (these only earlier ones and themselves). A frame sees the H clean ones before
-    it, and itself.
+    A copy sees what the clean frame in its place would, but itself for it.
     """
-    places = torch.cat([torch.arange(num_clean), torch.arange(num_history, num_clean + 1)])
-    is_clean = torch.arange(len(places)) < num_clean
-    age = places[:, None] - places
-    within = (age > 0) & (age <= num_history) & is_clean
-    frames = within | torch.eye(len(places), dtype=torch.bool)
-    mask = torch.ones(num_anchors + len(places), num_anchors + len(places), dtype=torch.bool)
-    mask[:num_anchors] = False
-    mask[:num_anchors, :num_anchors] = torch.ones(num_anchors, num_anchors).tril().bool()
-    mask[num_anchors:, num_anchors:] = frames
-    return mask
+    clean = window_mask(num_anchors, num_clean + 1, num_history)
+    copies = clean[num_anchors + num_history :].clone()
+    copies[torch.arange(len(copies)), torch.arange(num_anchors + num_history, len(clean))] = False
+    num_copies, last = len(copies), num_anchors + num_clean
+    copies = torch.cat([copies[:, :last], torch.eye(num_copies, dtype=torch.bool)], dim=1)
+    blind = torch.zeros(last, num_copies, dtype=torch.bool)
+    return torch.cat([torch.cat([clean[:last, :last], blind], dim=1), copies])
 
 
 def as_in_paper(
@@ -222,9 +220,7 @@ def as_in_paper(
     )
 
 
-def noised_history(
-    clean: Latents, config: ObjectiveConfig, generator: torch.Generator
-) -> Latents:
+def noised_history(clean: Latents, config: ObjectiveConfig, generator: torch.Generator) -> Latents:
     """Noise the frames of a share p of the samples, each frame at its own level."""
     levels = logit_normal(clean.shape[:2], config.history_mean, config.history_std, generator)
     levels = levels * chance(config.history_noise, len(clean), generator)[:, None]

@@ -91,3 +91,17 @@ def tell_window(window: Window, *, is_anchored: bool) -> tuple[Told, Told]:
 def joined(*parts: Told) -> Told:
     """Put frames behind each other."""
     return Told(*(torch.cat(of_part, dim=1) for of_part in zip(*parts, strict=True)))
+
+
+def window_mask(num_anchors: int, num_frames: int, num_history: int) -> Bool[Tensor, "frame frame"]:
+    """Say who sees whom of anchors and clean frames in a row.
+
+    Anchors see those before them and themselves; a frame sees all anchors, the `num_history` frames
+    before it and itself.
+    """
+    age = torch.arange(num_frames)[:, None] - torch.arange(num_frames)
+    mask = torch.ones(num_anchors + num_frames, num_anchors + num_frames, dtype=torch.bool)
+    mask[:num_anchors] = False
+    mask[:num_anchors, :num_anchors] = torch.ones(num_anchors, num_anchors).tril().bool()
+    mask[num_anchors:, num_anchors:] = (age >= 0) & (age <= num_history)
+    return mask

@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+from tests.world_model.conftest import CONFIG
+from world_model.dit import SIZES, WorldModelConfig, num_parameters
+from world_model.windows import joined, tell_window, window_mask
+
+MILLIONS = {"nano": 5.3, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
+
+
+@pytest.mark.parametrize("size", MILLIONS)
+def test_sizes_are_what_they_are_called(size):
+    is_mission = size in ("250m", "500m", "1b")
+    shape = {"width": 256, "height": 128, "latent_channels": 32} if is_mission else {}
+    count = num_parameters(WorldModelConfig(size=size, **shape))
+    assert count == pytest.approx(1e6 * MILLIONS[size], rel=0.05)
+
+
+def test_every_size_is_larger_than_the_one_before():
+    counts = [num_parameters(WorldModelConfig(size=size)) for size in SIZES]
+    assert counts == sorted(counts)
+
+
+def test_a_frame_does_not_see_what_the_mask_hides(model, window):
+    anchors, told = tell_window(window, is_anchored=True)
+    told = joined(anchors, told)
+    mask = window_mask(2, 7, 3)
+    latents = torch.cat([window.anchors, window.frames], dim=1)
+    before = model(latents, told, mask)
+    changed = latents.clone()
+    changed[:, 2 + 3] += 1.0
+    after = model(changed, told, mask)
+    is_changed = (before.velocity - after.velocity).abs().amax((0, 2, 3, 4)) > 1e-6
+    # Frame 3 itself, and those after it, through frames in between also beyond their own reach.
+    assert is_changed.tolist() == [False] * 5 + [True] * 4
+
+
+def test_everything_told_of_a_frame_matters(model, window):
+    _, told = tell_window(window, is_anchored=True)
+    velocity = model(window.frames, told).velocity
+    others = {
+        "tau": told.tau + 0.3,
+        "place": told.place * 2,
+        "motion": told.motion + 0.02,
+        "anchor": told.anchor + 0.5,
+        "wait": told.wait + 0.4,
+        "has_motion": ~told.has_motion,
+        "has_anchor": ~told.has_anchor,
+    }
+    for name, value in others.items():
+        other = model(window.frames, told._replace(**{name: value})).velocity
+        assert (other - velocity).abs().max() > 1e-3, name
+
+
+def test_what_is_not_known_does_not_matter(model, window):
+    _, told = tell_window(window, is_anchored=False)
+    velocity = model(window.frames, told).velocity
+    other = model(window.frames, told._replace(anchor=told.anchor + 3, wait=told.wait + 1)).velocity
+    torch.testing.assert_close(other, velocity)
+
+
+def test_plans_have_the_units_of_the_grid(model, window):
+    _, told = tell_window(window, is_anchored=True)
+    plans = model.plan(model(window.frames, told).tokens)
+    assert plans.mean.shape == (2, 7, 5, 33, 15)
+    assert plans.logit.shape == (2, 7, 5)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        ({"width": 100}, "multiples of 16 pixels, got 100 x 64"),
+        ({"num_history": 0}, "num_history must be 1 or more"),
+    ],
+)
+def test_sizes_that_cannot_be(wrong, words):
+    with pytest.raises(ValueError, match=words):
+        WorldModelConfig(**wrong)
+
+
+def test_grid():
+    assert CONFIG.grid == (1, 2)
+    assert WorldModelConfig().num_tokens == 32
