@@ -31,6 +31,7 @@ from drive_envs.geometry import (
     planar_from_matrix,
 )
 from drive_envs.reprojection import reproject
+from drive_envs.resampling import seen_by
 from drive_envs.scenes import Scene
 from drive_envs.segment import Segment
 
@@ -234,6 +235,13 @@ class FrameCache:
             _, (old_image, old_depth) = self._frames.popitem(last=False)
             self.num_bytes -= old_image.nbytes + old_depth.nbytes
         return frame
+
+
+def recorded_image(segment: Segment, camera: str, row: int, view: Camera) -> np.ndarray:
+    """Decode what a driver's camera saw when it was recorded, uint8 (3, height, width)."""
+    sensor = working_sensor(segment.cameras[camera], view).color
+    image = torch.from_numpy(resized(segment.image(camera, row), sensor))
+    return seen_by(view, image[None], sensor)[0].numpy()
 
 
 def resized(image: np.ndarray, camera: Camera) -> np.ndarray:

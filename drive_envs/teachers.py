@@ -207,12 +207,26 @@ def recorded_targets(path: RecordedPath, rows: Int[Tensor, " batch"]) -> Targets
     The plan is the recorded future, valid up to the recording's end; the action is the recorded
     curvature and acceleration. Rows need their context (`NUM_PAST` rows) before them.
     """
+    zero = torch.zeros(len(rows), dtype=torch.float64)
+    plan, valid = plans_back(path, rows, path.poses[rows], zero, zero)
+    action = torch.stack([path.curvature[rows], path.acceleration[rows]], dim=-1)
+    return Targets(plan=plan, valid=valid, action=action)
+
+
+def plans_back(
+    path: RecordedPath,
+    rows: Int[Tensor, " batch"],
+    poses: Float[Tensor, "batch 3"],
+    lateral: Scenes,
+    heading: Scenes,
+) -> tuple[Float[Tensor, "batch 33 15"], Bool[Tensor, "batch 33"]]:
+    """Return the plans back onto a recording, and where they are valid, from beside some rows.
+
+    `lateral` (m, left) and `heading` (rad) say how far off the recorded poses the `poses` are.
+    """
     starts = rows.tolist()
     paths = gather_paths([path] * len(starts), starts, num_steps=0)
-    zero = torch.zeros(len(starts), dtype=torch.float64)
-    offset = PathOffset(station=path.station[rows], lateral=zero, heading=zero)
+    offset = PathOffset(station=path.station[rows], lateral=lateral, heading=heading)
     time = TIMES.expand(len(starts), NUM_POINTS)
-    motion = convergence(paths, offset, path.speed[rows], zero, time)
-    action = torch.stack([path.curvature[rows], path.acceleration[rows]], dim=-1)
-    plan = plan_from_convergence(path.poses[rows], motion)
-    return Targets(plan=plan, valid=motion.valid, action=action)
+    motion = convergence(paths, offset, path.speed[rows], torch.zeros_like(lateral), time)
+    return plan_from_convergence(poses, motion), motion.valid

@@ -19,13 +19,12 @@ from torch import Tensor
 
 from drive_actors.bottleneck import noise as bottleneck_noise
 from drive_actors.policy import CAMERAS, Policy, PolicyConfig
-from drive_envs.camera import Camera, cameras
+from drive_envs.camera import cameras
 from drive_envs.path import path_from_segment
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import POSITION, best_plan
 from drive_envs.protocol import NUM_CONTEXT, Rollout
-from drive_envs.reprojective import check_cameras, resized, working_sensor
-from drive_envs.resampling import seen_by
+from drive_envs.reprojective import check_cameras, recorded_image
 from drive_envs.scenes import stretches
 from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentDataset
@@ -77,7 +76,7 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
     acted = slice(NUM_CONTEXT, len(path) - 1)
     targets = recorded_targets(path, torch.arange(len(path))[acted])
     images = {
-        name: np.stack([image_at(segment, name, row, view) for row in every(rows)])
+        name: np.stack([recorded_image(segment, name, row, view) for row in every(rows)])
         for name, view in views.items()
     }
     state = {
@@ -112,13 +111,6 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
 def every(rows: slice) -> range:
     """Return the rows of a slice one by one."""
     return range(rows.start, rows.stop)
-
-
-def image_at(segment: Segment, camera: str, row: int, view: Camera) -> np.ndarray:
-    """Decode what a driver's camera sees of one recorded frame, uint8 (3, height, width)."""
-    sensor = working_sensor(segment.cameras[camera], view).color
-    image = torch.from_numpy(resized(segment.image(camera, row), sensor))
-    return seen_by(view, image[None], sensor)[0].numpy()
 
 
 class DecodedRollouts:

@@ -1,0 +1,124 @@
+"""A small convolutional autoencoder of both cameras together, eight pixels to one of the latent.
+
+The two images of a frame are one picture of six channels: much of what one shows the other shows
+too, so their latent is shared (PAPER.md section 3, later versions of the paper's tokenizer). The
+encoder tells a mean and a log variance (a VAE); used as a tokenizer it gives the mean.
+
+Images are float in [-1, 1]. The module knows no losses.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from einops import rearrange
+from jaxtyping import Float
+from torch import Tensor, nn
+
+GROUP = 16  # channels that are normed together
+STEM = 2  # pixels that are stacked into channels before the first convolution
+MAX_LOG_VARIANCE = 10.0
+
+Pair = Float[Tensor, "batch camera 3 height width"]
+Latent = Float[Tensor, "batch channel rows columns"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderConfig:
+    """Sizes.
+
+    channels: at a half, a quarter and an eighth of the image's size. num_blocks: residual blocks
+    at each.
+    """
+
+    kind: Literal["own"] = "own"
+    latent_channels: int = 16
+    channels: tuple[int, int, int] = (64, 112, 160)
+    num_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        if self.latent_channels < 1 or self.num_blocks < 1:
+            raise ValueError(
+                f"tokenizer.latent_channels is {self.latent_channels} and num_blocks "
+                f"{self.num_blocks}; they must be 1 or more"
+            )
+        if any(number < 1 or number % GROUP for number in self.channels):
+            raise ValueError(
+                f"tokenizer.channels must be multiples of {GROUP}, got {self.channels}"
+            )
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions beside the identity."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.GroupNorm(channels // GROUP, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+            nn.GroupNorm(channels // GROUP, channels),
+            nn.SiLU(),
+            nn.Conv2d(channels, channels, 3, padding=1),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layers(x)
+
+
+class Autoencoder(nn.Module):
+    """Encoder and decoder; see the module's docstring."""
+
+    def __init__(self, config: AutoencoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.latent_channels = config.latent_channels
+        half, quarter, eighth = config.channels
+        pixels = 6 * STEM**2
+
+        def blocks(channels: int) -> list[nn.Module]:
+            return [ResidualBlock(channels) for _ in range(config.num_blocks)]
+
+        self.encoder = nn.Sequential(
+            nn.Conv2d(pixels, half, 3, padding=1),
+            *blocks(half),
+            nn.Conv2d(half, quarter, 4, stride=2, padding=1),
+            *blocks(quarter),
+            nn.Conv2d(quarter, eighth, 4, stride=2, padding=1),
+            *blocks(eighth),
+            nn.GroupNorm(eighth // GROUP, eighth),
+            nn.SiLU(),
+            nn.Conv2d(eighth, 2 * config.latent_channels, 3, padding=1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(config.latent_channels, eighth, 3, padding=1),
+            *blocks(eighth),
+            *doubled(eighth, quarter),
+            *blocks(quarter),
+            *doubled(quarter, half),
+            *blocks(half),
+            nn.GroupNorm(half // GROUP, half),
+            nn.SiLU(),
+            nn.Conv2d(half, pixels, 3, padding=1),
+        )
+
+    def moments(self, images: Pair) -> tuple[Latent, Latent]:
+        """Return mean and log variance of the latents."""
+        stacked = "batch camera color (row p) (column q) -> batch (camera color p q) row column"
+        x = self.encoder(rearrange(images, stacked, p=STEM, q=STEM))
+        mean, log_variance = x.float().chunk(2, dim=1)
+        return mean, log_variance.clamp(-3 * MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
+
+    def encode(self, images: Pair) -> Latent:
+        """Return the likeliest latents."""
+        return self.moments(images)[0]
+
+    def decode(self, latents: Latent) -> Pair:
+        """Return images, which may leave [-1, 1] a little."""
+        spread = "batch (camera color p q) row column -> batch camera color (row p) (column q)"
+        x = self.decoder(latents).float()
+        return rearrange(x, spread, camera=2, color=3, p=STEM, q=STEM)
+
+
+def doubled(channels: int, fewer: int) -> list[nn.Module]:
+    """Make the layers that double an image's size."""
+    return [nn.Conv2d(channels, 4 * fewer, 3, padding=1), nn.PixelShuffle(2)]

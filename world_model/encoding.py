@@ -1,0 +1,156 @@
+"""From recorded segments to drives of latents (`latents`), as recorded and from excursions.
+
+Every segment is also taken as its mirror image: twice as many roads.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from drive_envs.camera import cameras
+from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
+from drive_envs.reprojective import (
+    Reprojective,
+    ReprojectiveConfig,
+    check_cameras,
+    recorded_image,
+)
+from drive_envs.scenes import Scene, stretches
+from drive_envs.segment import Segment
+from drive_envs.teachers import plans_back
+from world_model.excursions import Excursion, ExcursionConfig, draw_excursion
+from world_model.latents import PLAN, LatentDrive
+from world_model.tokenizer import Tokenizer
+
+CAMERAS = ("narrow", "wide")
+BATCH = 32  # frames that are tokenized together
+LEAST_FRAMES = NUM_PAST + 2  # in a stretch
+
+Images = UInt8[Tensor, "frame 2 3 height width"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodingConfig:
+    """Which variants of a recording there are.
+
+    num_excursions: V. is_mirrored: take mirror images too. source_offsets: rows from which an
+    excursion is seen, see `ReprojectiveConfig`.
+    """
+
+    num_excursions: int = 1
+    is_mirrored: bool = True
+    excursions: ExcursionConfig = field(default_factory=ExcursionConfig)
+    source_offsets: tuple[int, ...] = (0, -3)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_excursions < 0:
+            raise ValueError(f"encoding.num_excursions is {self.num_excursions}, not 0 or more")
+
+
+def encode_segment(
+    segment: Segment, tokenizer: Tokenizer, config: EncodingConfig, width: int, height: int
+) -> Iterator[LatentDrive]:
+    """Yield the drives of one segment: its unbroken stretches, then their mirror images.
+
+    Raises SegmentError for a damaged frame, one without depth, or other cameras.
+    """
+    check_cameras(segment, cameras(width, height))
+    for number, rows in enumerate(stretches(segment)):
+        if rows.stop - rows.start < LEAST_FRAMES:
+            continue
+        for kind in ("", "-mirrored") if config.is_mirrored else ("",):
+            seen = segment.mirrored() if kind else segment
+            # Drawn from what the drive is, so that it does not depend on the order of encoding.
+            rng = np.random.default_rng([config.seed, segment.number, number, bool(kind)])
+            name = f"{segment.name}/{number}{kind}"
+            yield encode_stretch(seen, rows, name, tokenizer, config, width, height, rng)
+
+
+def encode_stretch(
+    segment: Segment,
+    rows: slice,
+    name: str,
+    tokenizer: Tokenizer,
+    config: EncodingConfig,
+    width: int,
+    height: int,
+    rng: np.random.Generator,
+) -> LatentDrive:
+    """Encode an unbroken stretch as it was recorded, and from excursions."""
+    path = path_from_segment(segment, rows)
+    zero = torch.zeros(len(path), dtype=torch.float64)
+    recorded = Excursion(lateral=zero, heading=zero, poses=path.poses)
+    drives = [draw_excursion(path, config.excursions, rng) for _ in range(config.num_excursions)]
+    images = [recorded_images(segment, rows, width, height)]
+    if drives:
+        images += seen_from(segment, rows, path, drives, config, width, height)
+    plans = [plans_of(path, drive) for drive in [recorded, *drives]]
+    return LatentDrive(
+        name=name,
+        split=segment.split,
+        latents=np.stack([tokenized(tokenizer, pictures) for pictures in images]),
+        poses=np.stack([drive.poses.numpy() for drive in [recorded, *drives]]),
+        lateral=np.stack([drive.lateral.float().numpy() for drive in [recorded, *drives]]),
+        plans=np.stack([plan for plan, _ in plans]),
+        valid=np.stack([valid for _, valid in plans]),
+    )
+
+
+def plans_of(path: RecordedPath, drive: Excursion) -> tuple[np.ndarray, np.ndarray]:
+    """Return the plans back onto the path, and where they are valid: from no row without a past."""
+    plans = np.zeros((len(path), *PLAN), np.float32)
+    valid = np.zeros((len(path), PLAN[0]), bool)
+    rows = torch.arange(NUM_PAST, len(path))
+    plan, is_valid = plans_back(
+        path, rows, drive.poses[rows], drive.lateral[rows], drive.heading[rows]
+    )
+    plans[NUM_PAST:], valid[NUM_PAST:] = plan.float().numpy(), is_valid.numpy()
+    return plans, valid
+
+
+def recorded_images(segment: Segment, rows: slice, width: int, height: int) -> Images:
+    """Return what a driver's cameras saw when a stretch was recorded."""
+    views = cameras(width, height)
+    frames = [
+        np.stack([recorded_image(segment, name, row, views[name]) for name in CAMERAS])
+        for row in range(rows.start, rows.stop)
+    ]
+    return torch.from_numpy(np.stack(frames))
+
+
+def seen_from(
+    segment: Segment,
+    rows: slice,
+    path: RecordedPath,
+    drives: Sequence[Excursion],
+    config: EncodingConfig,
+    width: int,
+    height: int,
+) -> list[Images]:
+    """Return what the driver's cameras see on each excursion, frame by frame."""
+    world = Reprojective(
+        ReprojectiveConfig(
+            width=width, height=height, source_offsets=config.source_offsets, cache_mb=64
+        )
+    )
+    scene = Scene(path=path, start=NUM_PAST, num_steps=1, source=segment, first_row=rows.start)
+    world.reset([scene] * len(drives))
+    active = torch.ones(len(drives), dtype=torch.bool)
+    frames = []
+    for row in range(len(path)):
+        poses = torch.stack([drive.poses[row] for drive in drives])
+        seen = world.render(poses, row - NUM_PAST, active)
+        frames.append(np.stack([seen[name] for name in CAMERAS], axis=1))
+    return list(torch.from_numpy(np.stack(frames, axis=1)))
+
+
+def tokenized(tokenizer: Tokenizer, images: Images) -> np.ndarray:
+    """Return latents as they are kept, float16 (frame, channel, rows, columns)."""
+    device = tokenizer.mean.device
+    parts = [tokenizer.encode(batch.to(device)).half().cpu() for batch in images.split(BATCH)]
+    return torch.cat(parts).numpy()
