@@ -52,6 +52,12 @@ JOBS = {
         runs=("lane_centering",),
         summary="score a policy in closed loop in MetaDrive",
     ),
+    "train-tokenizer": Job(
+        module="cluster.train_tokenizer",
+        schema="TrainTokenizerRun",
+        runs=("tokenizer",),
+        summary="train the autoencoder whose latents a world model works in",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",
