@@ -21,11 +21,11 @@ from cluster.lateral_plot import draw_lateral
 from cluster.progress import CONSOLE, progress
 from cluster.score_report import failures_of, headline, table_of, write_page, write_results
 from cluster.work_queue import Lost, work
-from drive_actors.drawing import Picture, caption, draw_views, write_video
 from drive_actors.policy_file import STATE, load_policy
 from drive_actors.scorer import Scored, Scorer, WhenToDraw
 from drive_actors.scoring import Drive, Result, lost
 from drive_envs.checkpoint import checkpoints
+from drive_envs.drawing import Picture, caption, draw_views, write_video
 from drive_envs.metadrive_assets import ensure_assets
 from drive_envs.scenarios import Scenario, load_scenarios, shipped_path
 from drive_learner.local_cluster import local_cluster

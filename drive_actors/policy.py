@@ -21,10 +21,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from drive_actors.action import bounded_log_std, normalized_from_command
 from drive_actors.bottleneck import noise_std, unit_power
 from drive_actors.encoder import STRIDE, Encoder
+from drive_envs.camera import CAMERAS
 from drive_envs.plan import NUM_POINTS, NUM_VALUES, POSITION, SCALE, TIMES, VELOCITY, Hypotheses
 from drive_envs.protocol import NUM_CONTEXT
 
-CAMERAS = ("narrow", "wide")
 NUM_FRAMES = NUM_CONTEXT + 1  # tokens in a history: 9 past and the current one
 SPEED_UNIT = 10.0  # m/s
 NUM_STATE = 1 + 3 + 2  # speed, desire, last action

@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+CAMERAS = ("narrow", "wide")  # of every car, in this order
+
 
 @dataclass(frozen=True, kw_only=True)
 class Camera:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from drive_actors.bottleneck import noise as bottleneck_noise
-from drive_actors.policy import CAMERAS, Policy, PolicyConfig
-from drive_envs.camera import cameras
+from drive_actors.policy import Policy, PolicyConfig
+from drive_envs.camera import CAMERAS, cameras
 from drive_envs.path import path_from_segment
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import POSITION, best_plan

@@ -6,24 +6,20 @@ into the checkpoint. A run that is killed goes on from its last whole checkpoint
 counter, the optimiser, the schedule and the accounts of its rollouts as they were there.
 """
 
-import io
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary  # pyright: ignore
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from drive_actors.drawing import draw_rollout, write_sheet, write_video
+from drive_actors.drawing import draw_rollout
 from drive_actors.policy import Policy
 from drive_envs.checkpoint import Checkpoint, write_checkpoint
-from drive_envs.plan import STEP
+from drive_envs.drawing import moving_image, write_sheet, write_video
 from drive_envs.protocol import Rollout
 from drive_learner.batch import Batch
 from drive_learner.learner import Learner
@@ -187,23 +183,3 @@ def film(learner: Learner, rollout: Rollout | None, folder: Path, writer: Summar
     write_video(folder / f"step_{learner.step:06d}.mp4", pictures)
     write_sheet(folder / f"step_{learner.step:06d}.png", pictures)
     writer._get_file_writer().add_summary(moving_image("rollout/video", pictures), learner.step)
-
-
-def moving_image(tag: str, pictures: Sequence[np.ndarray]) -> Summary:
-    """Encode pictures, uint8 (H, W, 3) at 5 Hz, as a GIF that plays in TensorBoard's image tab.
-
-    `SummaryWriter.add_video` makes the same, but takes a package more.
-    """
-    images = [Image.fromarray(picture) for picture in pictures]
-    encoded = io.BytesIO()
-    duration = round(1000 * STEP)
-    images[0].save(
-        encoded, "GIF", save_all=True, append_images=images[1:], duration=duration, loop=0
-    )
-    image = Summary.Image(
-        height=images[0].height,
-        width=images[0].width,
-        colorspace=3,
-        encoded_image_string=encoded.getvalue(),
-    )
-    return Summary(value=[Summary.Value(tag=tag, image=image)])

@@ -118,10 +118,10 @@ class Told(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What comes out: velocity, the frames' last tokens (for the plan), keys and values."""
+    """What comes out: velocity of all frames, plan from those asked for, keys and values."""
 
     velocity: Latents
-    tokens: Float[Tensor, "batch frame space dim"]
+    plan: Hypotheses | None
     memory: list[KeyValue]
 
 
@@ -180,11 +180,12 @@ class WorldModel(nn.Module):
         told: Told,
         mask: Bool[Tensor, "frame frame"] | None = None,
         memory: Memory | None = None,
+        planning: slice | None = None,
     ) -> Seen:
         """Look at frames of latents (batch, frame, channel, height, width), noised as told.
 
         mask[i, j]: whether frame i sees frame j, all see all without. memory: of earlier frames,
-        which all see besides.
+        which all see besides. planning: the frames from which to plan, none without.
         """
         rows, columns = self.config.grid
         condition = self.conditioning(told)
@@ -205,14 +206,11 @@ class WorldModel(nn.Module):
             "batch (frame row column) (channel p q) -> batch frame channel (row p) (column q)",
             row=rows, column=columns, p=PATCH, q=PATCH,
         )  # fmt: skip
-        tokens = rearrange(
-            x, "batch (frame space) dim -> batch frame space dim", space=rows * columns
-        )
-        return Seen(velocity.float(), tokens, kept)
-
-    def plan(self, tokens: Float[Tensor, "batch frame space dim"]) -> Hypotheses:
-        """Return the plans, from where the car is in each frame."""
-        return self.plan_head(tokens)
+        plan = None
+        if planning is not None:
+            frames = "batch (frame space) dim -> batch frame space dim"
+            plan = self.plan_head(rearrange(x, frames, space=rows * columns)[:, planning])
+        return Seen(velocity.float(), plan, kept)
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:
         """Return the rotation of each token."""

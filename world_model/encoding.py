@@ -11,7 +11,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from drive_envs.camera import cameras
+from drive_envs.camera import CAMERAS, cameras
 from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
 from drive_envs.reprojective import (
     Reprojective,
@@ -26,7 +26,6 @@ from world_model.excursions import Excursion, ExcursionConfig, draw_excursion
 from world_model.latents import PLAN, LatentDrive
 from world_model.tokenizer import Tokenizer
 
-CAMERAS = ("narrow", "wide")
 BATCH = 32  # frames that are tokenized together
 LEAST_FRAMES = NUM_PAST + 2  # in a stretch
 

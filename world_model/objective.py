@@ -18,10 +18,10 @@ from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from drive_envs.plan import Hypotheses, negative_log_likelihood
-from world_model.dit import Told, WorldModel
+from world_model.dit import Told
 from world_model.flow import Latents, Levels, logit_normal, noised, velocity
 from world_model.windows import Window, joined, tell_window, window_mask
 
@@ -34,8 +34,7 @@ class ObjectiveConfig:
     level_mean, level_std: of the logit-normal noise level of what is generated.
     history_noise: p, the share of samples whose history is noised, history_mean and history_std of
     its logit-normal levels. motion_dropout: share of targets that are not told their pose, for
-    guidance. anchor_dropout: share of minibatches without anchors.
-    plan_weight: alpha, of the plan's loss.
+    guidance. plan_weight: alpha, of the plan's loss.
     """
 
     layout: Literal["parallel", "paper"] = "parallel"
@@ -46,11 +45,10 @@ class ObjectiveConfig:
     history_mean: float = 0.0
     history_std: float = 0.25
     motion_dropout: float = 0.1
-    anchor_dropout: float = 0.1
     plan_weight: float = 0.2
 
     def __post_init__(self) -> None:
-        for name in ("history_noise", "motion_dropout", "anchor_dropout"):
+        for name in ("history_noise", "motion_dropout"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"objective.{name} is {getattr(self, name)}, not within 0..1")
         if self.num_targets < 1 or self.level_std <= 0 or self.history_std < 0:
@@ -92,15 +90,23 @@ class Losses(NamedTuple):
 
 
 def losses(
-    model: WorldModel, window: Window, config: ObjectiveConfig, generator: torch.Generator
+    network: nn.Module,
+    window: Window,
+    config: ObjectiveConfig,
+    num_history: int,
+    generator: torch.Generator,
 ) -> Losses:
-    """Draw noise and levels for a window, look at it and compare. `generator` is on its device."""
-    sequence = arrange(window, config, model.config.num_history, generator)
-    seen = model(sequence.latents, sequence.told, sequence.mask)
+    """Draw noise and levels for a window, look at it and compare.
+
+    network: a `WorldModel`, or what shares one out over processes. generator: on its device.
+    """
+    sequence = arrange(window, config, num_history, generator)
+    seen = network(sequence.latents, sequence.told, sequence.mask, planning=sequence.planning)
     learnt = sequence.velocity.shape[1]
     error = (seen.velocity[:, -learnt:] - sequence.velocity).square().mean((2, 3, 4))
-    plans = model.plan(seen.tokens[:, sequence.planning])
-    plan = plan_loss(plans, window.plan[:, sequence.plans], window.plan_valid[:, sequence.plans])
+    plan = plan_loss(
+        seen.plan, window.plan[:, sequence.plans], window.plan_valid[:, sequence.plans]
+    )
     has_loss = sequence.level.isfinite()
     flow = torch.where(has_loss, error, 0.0).sum() / has_loss.sum()
     total = flow + config.plan_weight * plan
@@ -130,21 +136,19 @@ def arrange(
             f"a window of {num_frames} frames does not fit the layout '{config.layout}', which "
             f"takes {config.num_frames(num_history)}"
         )
-    is_anchored = chance(config.anchor_dropout, 1, generator).logical_not().item()
     lay_out = parallel if config.layout == "parallel" else as_in_paper
-    return lay_out(window, config, num_history, bool(is_anchored), generator)
+    return lay_out(window, config, num_history, generator)
 
 
 def parallel(
     window: Window,
     config: ObjectiveConfig,
     num_history: int,
-    is_anchored: bool,
     generator: torch.Generator,
 ) -> Sequence:
     """Lay out anchors, clean frames and their noised copies."""
-    anchors, told = tell_window(window, is_anchored=is_anchored)
-    num_anchors = window.anchors.shape[1] if is_anchored else 0
+    anchors, told = tell_window(window)
+    num_anchors = window.anchors.shape[1]
     last = window.frames.shape[1] - 1
     clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
     history = noised_history(clean, config, generator)
@@ -153,10 +157,8 @@ def parallel(
     becoming = told.pick(slice(num_history, None))._replace(tau=level)
     becoming = without_motion(becoming, config.motion_dropout, generator)
     return Sequence(
-        latents=torch.cat(
-            [window.anchors[:, :num_anchors], history, noised(targets, noise, level)], dim=1
-        ),
-        told=joined(anchors.pick(slice(num_anchors)), told.pick(slice(last)), becoming),
+        latents=torch.cat([window.anchors, history, noised(targets, noise, level)], dim=1),
+        told=joined(anchors, told.pick(slice(last)), becoming),
         mask=parallel_mask(num_anchors, last, num_history).to(level.device),
         velocity=velocity(targets, noise),
         level=level,
@@ -185,14 +187,13 @@ def as_in_paper(
     window: Window,
     config: ObjectiveConfig,
     num_history: int,
-    is_anchored: bool,
     generator: torch.Generator,
 ) -> Sequence:
     """Lay out [anchors, history, target], with or without noise augmentation."""
-    anchors, told = tell_window(window, is_anchored=is_anchored)
-    num_anchors = window.anchors.shape[1] if is_anchored else 0
+    anchors, told = tell_window(window)
+    num_anchors = window.anchors.shape[1]
     before = num_anchors + num_history
-    latents = torch.cat([window.anchors[:, :num_anchors], window.frames], dim=1)
+    latents = torch.cat([window.anchors, window.frames], dim=1)
     batch, num_frames = latents.shape[:2]
     shared = logit_normal((batch, 1), config.level_mean, config.level_std, generator)
     shared = shared.expand(-1, num_frames)
@@ -205,7 +206,7 @@ def as_in_paper(
     noise = normal(latents.shape, generator)
     tau = torch.where(is_augmented & ~is_target, 0.0, level)
     target = without_motion(told.pick(slice(-1, None)), config.motion_dropout, generator)
-    told = joined(anchors.pick(slice(num_anchors)), told.pick(slice(-1)), target)
+    told = joined(anchors, told.pick(slice(-1)), target)
     # The loss of an augmented sample is on its target alone: elsewhere it wants what cannot be had.
     wanted = velocity(latents, noise)
     ones = torch.ones(num_frames, num_frames, device=own.device)

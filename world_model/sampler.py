@@ -112,8 +112,7 @@ class Sampler:
         told = joined(*parts, tell(poses, places, None, pose, place))
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
-            seen = self.model(latents, told, mask)
-            plan = self.model.plan(seen.tokens[:, -1:])
+            seen = self.model(latents, told, mask, planning=slice(-1, None))
         tokens = self.model.config.num_tokens
         kept = self.num_history * tokens
         blocks = [
@@ -129,7 +128,7 @@ class Sampler:
             anchor_pose=pose,
             anchor_place=place,
         )
-        return memory, Generated(context[:, -1], first_frame(plan))
+        return memory, Generated(context[:, -1], first_frame(seen.plan))
 
     @torch.inference_mode()
     def step(self, memory: Memory, pose: Pose, noise: Latent) -> Generated:
@@ -138,10 +137,9 @@ class Sampler:
         steps = self.config.num_steps
         with self.autocast(pose.device):
             latent = euler(lambda x, tau: self._field(memory, told, x, tau), noise[:, None], steps)
-            seen = self.model(latent, told, None, memory.blocks)
-            plan = self.model.plan(seen.tokens)
+            seen = self.model(latent, told, None, memory.blocks, planning=slice(None))
         self._remember(memory, seen.memory, pose)
-        return Generated(latent[:, 0], first_frame(plan))
+        return Generated(latent[:, 0], first_frame(seen.plan))
 
     def _told(self, memory: Memory, pose: Pose) -> Told:
         place = memory.place[:, None] + 1

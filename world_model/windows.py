@@ -5,8 +5,11 @@ recorded: so a model sees that what it is anchored to is not where it is. The mo
 where latents come from (`latents`), nor what is learnt from them (`objective`).
 """
 
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -14,6 +17,7 @@ from torch import Tensor
 from drive_envs.plan import STEP
 from world_model.dit import Told
 from world_model.flow import Latents
+from world_model.latents import LatentDrive, LatentFile
 from world_model.pose_features import relative_pose
 
 Poses = Float[Tensor, "batch frame 3"]
@@ -24,8 +28,8 @@ class Window(NamedTuple):
 
     frames (batch, N, C, h, w): standardised latents. poses (batch, N, 3): planar, in the world.
     plan (batch, N, 33, 15) and plan_valid (batch, N, 33): from each frame, SI units.
-    anchors, anchor_poses: likewise, A of them. wait (batch,): from the last of the N frames to the
-    first anchor, in frames.
+    anchors, anchor_poses: likewise, A of them; none where nothing is known of the future. wait
+    (batch,): from the last of the N frames to the first anchor, in frames.
     """
 
     frames: Latents
@@ -75,16 +79,18 @@ def tell(
     )
 
 
-def tell_window(window: Window, *, is_anchored: bool) -> tuple[Told, Told]:
+def tell_window(window: Window) -> tuple[Told, Told]:
     """Return what is told of the anchors, and of the frames, all as clean ones."""
-    num_frames, num_anchors = window.frames.shape[1], window.anchors.shape[1]
-    places = torch.arange(num_frames, device=window.poses.device).expand(len(window.poses), -1)
+    batch, num_frames = window.frames.shape[:2]
+    num_anchors = window.anchors.shape[1]
+    places = torch.arange(num_frames, device=window.poses.device).expand(batch, -1)
     begin = num_frames - 1 + window.wait
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=begin.device)
+    if not num_anchors:
+        frames = tell(window.poses, places, None, None, None)
+        return frames.pick(slice(0)), frames
     pose = window.anchor_poses[:, 0]
     anchors = tell(window.anchor_poses, anchor_places, None, pose, begin)
-    if not is_anchored:
-        return anchors, tell(window.poses, places, None, None, None)
     return anchors, tell(window.poses, places, None, pose, begin)
 
 
@@ -105,3 +111,112 @@ def window_mask(num_anchors: int, num_frames: int, num_history: int) -> Bool[Ten
     mask[:num_anchors, :num_anchors] = torch.ones(num_anchors, num_anchors).tril().bool()
     mask[num_anchors:, num_anchors:] = (age >= 0) & (age <= num_history)
     return mask
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowConfig:
+    """Which windows are drawn.
+
+    min_wait, max_wait: frames from the last frame to the anchors, uniform, as far as the drive
+    goes. share_recorded: of the anchored windows, those that are as recorded; the others are from
+    excursions, and anchored in the recording all the same. anchor_dropout: share of minibatches
+    without anchors. These are as recorded: a model that does not know the future sees what people
+    do, not how one comes back.
+    """
+
+    min_wait: int = 1
+    max_wait: int = 45
+    share_recorded: float = 0.3
+    anchor_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_wait <= self.max_wait:
+            raise ValueError(
+                f"windows.min_wait is {self.min_wait} and max_wait {self.max_wait}; they must rise "
+                "from at least 1"
+            )
+        for name in ("share_recorded", "anchor_dropout"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"windows.{name} is {getattr(self, name)}, not within 0..1")
+
+
+class WindowSampler:
+    """Draws windows of one split of a file of latents, uniformly over all frames.
+
+    A window depends on the seed, the step and its number alone. Raises ValueError when no drive is
+    long enough.
+    """
+
+    def __init__(
+        self,
+        file: LatentFile,
+        split: str,
+        config: WindowConfig,
+        *,
+        num_frames: int,
+        num_anchors: int,
+    ) -> None:
+        self.file, self.config = file, config
+        self.num_frames, self.num_anchors = num_frames, num_anchors
+        least = num_frames + config.min_wait + num_anchors - 1
+        self._drives = [
+            group
+            for group, (of, length) in enumerate(zip(file.splits, file.num_frames, strict=True))
+            if of == split and length >= least
+        ]
+        starts = np.array([file.num_frames[group] - least + 1 for group in self._drives])
+        if not len(starts):
+            raise ValueError(
+                f"{file.path}: no drive of split '{split}' has {least} frames, which a window "
+                "takes: record longer drives, or lower objective.num_targets"
+            )
+        self._ends = starts.cumsum()
+
+    def minibatch(self, seed: int, step: int, numbers: Iterable[int]) -> Window:
+        """Return the windows of a gradient step that have these numbers."""
+        dropped = np.random.default_rng([seed, step]).random() < self.config.anchor_dropout
+        rngs = [np.random.default_rng([seed, step, number]) for number in numbers]
+        return stack([self.draw(rng, is_anchored=not dropped) for rng in rngs])
+
+    def draw(self, rng: np.random.Generator, *, is_anchored: bool) -> Window:
+        """Draw one window, a batch of one."""
+        config = self.config
+        place = int(rng.integers(self._ends[-1]))
+        which = int(np.searchsorted(self._ends, place, side="right"))
+        first = place - (int(self._ends[which - 1]) if which else 0)
+        drive = self.file[self._drives[which]]
+        variant = 0
+        if is_anchored and len(drive.poses) > 1 and rng.random() >= config.share_recorded:
+            variant = int(rng.integers(1, len(drive.poses)))
+        last = first + self.num_frames - 1
+        most = min(config.max_wait, len(drive) - self.num_anchors - last)
+        wait = int(rng.integers(config.min_wait, most + 1))
+        return cut(drive, variant, first, self.num_frames, wait, self.num_anchors * is_anchored)
+
+
+def cut(
+    drive: LatentDrive, variant: int, first: int, num_frames: int, wait: int, num_anchors: int
+) -> Window:
+    """Cut a window out of one variant of a drive, with anchors as recorded; a batch of one."""
+    rows = slice(first, first + num_frames)
+    begin = first + num_frames - 1 + wait
+    ahead = slice(begin, begin + num_anchors)
+    return Window(
+        frames=batched(drive.latents[variant, rows].astype(np.float32)),
+        poses=batched(drive.poses[variant, rows]),
+        plan=batched(drive.plans[variant, rows]),
+        plan_valid=batched(drive.valid[variant, rows]),
+        anchors=batched(drive.latents[0, ahead].astype(np.float32)),
+        anchor_poses=batched(drive.poses[0, ahead]),
+        wait=torch.tensor([wait]),
+    )
+
+
+def batched(array: np.ndarray) -> Tensor:
+    """Copy an array, which may be read-only, into a batch of one."""
+    return torch.tensor(array)[None]
+
+
+def stack(windows: Sequence[Window]) -> Window:
+    """Put windows side by side."""
+    return Window(*(torch.cat(parts) for parts in zip(*windows, strict=True)))

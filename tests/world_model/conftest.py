@@ -50,6 +50,10 @@ def make_window(batch=2, num_frames=7, seed=0):
     )
 
 
+def without_anchors(window):
+    return window._replace(anchors=window.anchors[:, :0], anchor_poses=window.anchor_poses[:, :0])
+
+
 @pytest.fixture
 def window():
     return make_window()

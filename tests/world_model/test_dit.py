@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from tests.world_model.conftest import CONFIG
+from tests.world_model.conftest import CONFIG, without_anchors
 from world_model.dit import SIZES, WorldModelConfig, num_parameters
 from world_model.windows import joined, tell_window, window_mask
 
@@ -22,7 +22,7 @@ def test_every_size_is_larger_than_the_one_before():
 
 
 def test_a_frame_does_not_see_what_the_mask_hides(model, window):
-    anchors, told = tell_window(window, is_anchored=True)
+    anchors, told = tell_window(window)
     told = joined(anchors, told)
     mask = window_mask(2, 7, 3)
     latents = torch.cat([window.anchors, window.frames], dim=1)
@@ -36,7 +36,7 @@ def test_a_frame_does_not_see_what_the_mask_hides(model, window):
 
 
 def test_everything_told_of_a_frame_matters(model, window):
-    _, told = tell_window(window, is_anchored=True)
+    _, told = tell_window(window)
     velocity = model(window.frames, told).velocity
     others = {
         "tau": told.tau + 0.3,
@@ -53,17 +53,18 @@ def test_everything_told_of_a_frame_matters(model, window):
 
 
 def test_what_is_not_known_does_not_matter(model, window):
-    _, told = tell_window(window, is_anchored=False)
+    _, told = tell_window(without_anchors(window))
     velocity = model(window.frames, told).velocity
     other = model(window.frames, told._replace(anchor=told.anchor + 3, wait=told.wait + 1)).velocity
     torch.testing.assert_close(other, velocity)
 
 
 def test_plans_have_the_units_of_the_grid(model, window):
-    _, told = tell_window(window, is_anchored=True)
-    plans = model.plan(model(window.frames, told).tokens)
-    assert plans.mean.shape == (2, 7, 5, 33, 15)
-    assert plans.logit.shape == (2, 7, 5)
+    _, told = tell_window(window)
+    plans = model(window.frames, told, planning=slice(2, 6)).plan
+    assert plans.mean.shape == (2, 4, 5, 33, 15)
+    assert plans.logit.shape == (2, 4, 5)
+    assert model(window.frames, told).plan is None
 
 
 @pytest.mark.parametrize(

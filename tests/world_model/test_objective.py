@@ -3,12 +3,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.world_model.conftest import CONFIG, NUM_HISTORY, make_window
+from tests.world_model.conftest import CONFIG, NUM_HISTORY, make_window, without_anchors
 from world_model.dit import WorldModel
 from world_model.flow import noised
 from world_model.objective import ObjectiveConfig, arrange, losses, parallel_mask
 
-PARALLEL = ObjectiveConfig(num_targets=4, history_noise=0.0, motion_dropout=0.0, anchor_dropout=0.0)
+PARALLEL = ObjectiveConfig(num_targets=4, history_noise=0.0, motion_dropout=0.0)
 PAPER = replace(PARALLEL, layout="paper")
 
 
@@ -72,8 +72,8 @@ def test_paper_layout_has_one_level_for_all_or_a_noised_history():
 
 
 def test_dropping_anchors_and_motion():
-    window = make_window(batch=200)
-    config = replace(PARALLEL, anchor_dropout=1.0, motion_dropout=0.25)
+    window = without_anchors(make_window(batch=200))
+    config = replace(PARALLEL, motion_dropout=0.25)
     sequence = arrange(window, config, NUM_HISTORY, rng())
     assert sequence.latents.shape[1] == 6 + 4
     assert not sequence.told.has_anchor.any()
@@ -95,7 +95,7 @@ def test_overfits_one_window(config):
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     history = []
     for step in range(150):
-        result = losses(model, window, config, rng(step % 4))
+        result = losses(model, window, config, NUM_HISTORY, rng(step % 4))
         optimizer.zero_grad()
         result.total.backward()
         optimizer.step()

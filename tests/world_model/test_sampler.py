@@ -29,8 +29,8 @@ def without_memory(window, model, config, *, is_anchored, poses, noise):
         places = torch.arange(num + 1).expand(len(latents), -1)
         all_poses = torch.cat([known, poses[:, i : i + 1]], dim=1)
         pose = window.anchor_poses[:, 0] if is_anchored else None
-        begin = 3 + window.wait if is_anchored else None
-        told = tell(all_poses, places, None, pose, begin)
+        begin = 3 + window.wait
+        told = tell(all_poses, places, None, pose, begin if is_anchored else None)
         first, num_anchors = latents[:, :0], 0
         if is_anchored:
             num_anchors = 2
@@ -55,8 +55,8 @@ def without_memory(window, model, config, *, is_anchored, poses, noise):
 
         with torch.inference_mode():
             new = euler(field, noise[i][:, None], config.num_steps)
-            seen = model(torch.cat([before, new], dim=1), told, mask)
-            plans.append(model.plan(seen.tokens[:, -1:]))
+            whole = torch.cat([before, new], dim=1)
+            plans.append(model(whole, told, mask, planning=slice(-1, None)).plan)
         latents, known = torch.cat([latents, new], dim=1), all_poses
         made.append(new[:, 0])
     return made, plans

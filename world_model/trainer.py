@@ -1,0 +1,184 @@
+"""One gradient step of the world model after another, in one process or as one of several.
+
+A step depends on the seed, its number and the weights alone: windows are numbered through a global
+minibatch, of which each process takes every n-th, and noise is drawn per process. It does not know
+how processes are started (`train`).
+"""
+
+import time
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
+from world_model.latents import LatentFile
+from world_model.objective import Losses, ObjectiveConfig, losses
+from world_model.optimizer import Optimizer, OptimizerConfig
+from world_model.windows import Window, WindowConfig, WindowSampler
+
+LEVEL_EDGES = (0.2, 0.4, 0.6, 0.8)  # between the noise levels whose losses are shown apart
+HELD_OUT_SEED = 10_000_019  # of windows and noise that are never learnt from
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How the network is trained.
+
+    num_steps: gradient steps of batch_size windows, over all processes. sharding: of the weights
+    where there are several processes: `ddp` copies them, `fsdp` splits them (FSDP2).
+    """
+
+    seed: int = 0
+    num_steps: int = 10000
+    batch_size: int = 16
+    precision: Literal["fp32", "bf16"] = "bf16"
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    windows: WindowConfig = field(default_factory=WindowConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_steps < 1 or self.batch_size < 1:
+            raise ValueError(
+                f"num_steps is {self.num_steps} and batch_size {self.batch_size}; they must be 1 "
+                "or more"
+            )
+
+
+class Trainer:
+    """A world model on its way; `optimizer.step` counts the steps taken."""
+
+    def __init__(
+        self,
+        model: WorldModel,
+        config: TrainerConfig,
+        file: LatentFile,
+        *,
+        rank: int = 0,
+        num_processes: int = 1,
+    ) -> None:
+        if config.batch_size % num_processes:
+            raise ValueError(
+                f"batch_size {config.batch_size} cannot be shared out to {num_processes} processes"
+            )
+        self.config, self.rank = config, rank
+        self.model = model
+        self.device = next(model.parameters()).device
+        self.network = distributed(model, config, num_processes)
+        self.optimizer = Optimizer(model, config.optimizer, config.num_steps)
+        self.numbers = range(rank, config.batch_size, num_processes)
+        self.train, self.held_out = (
+            WindowSampler(
+                file,
+                split,
+                config.windows,
+                num_frames=config.objective.num_frames(model.config.num_history),
+                num_anchors=model.config.num_anchors,
+            )
+            for split in ("train", "held_out")
+        )
+
+    def step(self) -> dict[str, float]:
+        """Take one gradient step; return its figures, of this process's windows."""
+        began = time.perf_counter()
+        step, config = self.optimizer.step, self.config
+        window = self.train.minibatch(config.seed, step, self.numbers).to(self.device)
+        loaded = time.perf_counter()
+        generator = torch.Generator(self.device)
+        generator.manual_seed((config.seed * 1_000_003 + step) * 1009 + self.rank)
+        found = self.losses(window, generator)
+        figures = self.optimizer.descend(found.total)
+        seconds = time.perf_counter() - began
+        return (
+            figures
+            | level_figures("loss", found)
+            | {
+                "speed/windows_per_second": config.batch_size / seconds,
+                "speed/loading_share": (loaded - began) / seconds,
+                "speed/flops_per_second": config.batch_size
+                * self.flops_of_window(window)
+                / seconds,
+            }
+        )
+
+    def losses(self, window: Window, generator: torch.Generator) -> Losses:
+        """Look at a window and compare."""
+        with self.autocast():
+            return losses(
+                self.network,
+                window,
+                self.config.objective,
+                self.model.config.num_history,
+                generator,
+            )
+
+    @torch.no_grad()
+    def held_out_figures(self, num_batches: int) -> dict[str, float]:
+        """Return the losses on held-out windows, always the same ones, with the weights as is."""
+        sums: dict[str, float] = {}
+        counts: dict[str, int] = {}
+        for number in range(num_batches):
+            window = self.held_out.minibatch(HELD_OUT_SEED, number, range(self.config.batch_size))
+            generator = torch.Generator(self.device).manual_seed(HELD_OUT_SEED + number)
+            found = self.losses(window.to(self.device), generator)
+            for name, value in level_figures("held_out", found).items():
+                sums[name] = sums.get(name, 0.0) + value
+                counts[name] = counts.get(name, 0) + 1
+        return {name: total / counts[name] for name, total in sums.items()}
+
+    def flops_of_window(self, window: Window) -> float:
+        """Count the floating-point operations of one window, forward and backward."""
+        frames = window.frames.shape[1]
+        if self.config.objective.layout == "parallel":
+            frames += self.config.objective.num_targets - 1
+        return 3 * forward_flops(self.model.config, frames + window.anchors.shape[1])
+
+    def autocast(self) -> torch.autocast:
+        """Return the context in which the network runs."""
+        is_bf16 = self.config.precision == "bf16"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
+
+
+def distributed(model: WorldModel, config: TrainerConfig, num_processes: int) -> nn.Module:
+    """Copy or split a model over the processes, whose group is up; alone, leave it."""
+    if num_processes == 1:
+        return model
+    if config.sharding == "fsdp":
+        from torch.distributed.fsdp import fully_shard
+
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+        return model
+    return DistributedDataParallel(model)
+
+
+def level_figures(area: str, found: Losses) -> dict[str, float]:
+    """Return the losses, and that of the velocity by noise level."""
+    figures = {
+        f"{area}/total": found.total.item(),
+        f"{area}/flow": found.flow.item(),
+        f"{area}/plan": found.plan.item(),
+    }
+    which = torch.bucketize(found.level, found.level.new_tensor(LEVEL_EDGES))
+    for index, (low, high) in enumerate(zip((0.0, *LEVEL_EDGES), (*LEVEL_EDGES, 1.0), strict=True)):
+        chosen = found.error[(which == index) & found.level.isfinite()]
+        if len(chosen):
+            figures[f"{area}/flow_at_{low:g}_{high:g}"] = chosen.mean().item()
+    return figures
+
+
+def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | None = None) -> float:
+    """Count the operations of looking at some frames, two for each multiplication and addition.
+
+    num_seen: frames that each token looks at, by default all: what is masked is computed too.
+    """
+    num_layers, dim, _ = SIZES[config.size]
+    tokens = num_frames * config.num_tokens
+    seen = (num_frames if num_seen is None else num_seen) * config.num_tokens
+    patch = config.latent_channels * PATCH**2
+    of_block = 2 * tokens * 12 * dim**2 + 4 * tokens * seen * dim + 2 * num_frames * 6 * dim**2
+    return num_layers * of_block + 4 * tokens * patch * dim
