@@ -58,6 +58,12 @@ JOBS = {
         runs=("tokenizer",),
         summary="train the autoencoder whose latents a world model works in",
     ),
+    "train-world-model": Job(
+        module="cluster.train_world_model",
+        schema="TrainWorldModelRun",
+        runs=("world_model",),
+        summary="train a world model on recordings, as a Ray Train job",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",

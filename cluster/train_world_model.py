@@ -1,0 +1,200 @@
+"""`drive train-world-model`: from recordings and a tokenizer to a world that can be driven in.
+
+First the recordings become latents, once: `latents` is made if it is not there. Then a Ray Train
+job trains on them. What is left in `output/world_model` is the whole model, tokenizer included. A
+run that is stopped goes on from its last whole checkpoint when the same command is given again.
+"""
+
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cluster.config import dump
+from cluster.progress import progress, track
+from cluster.train_policy import RayConfig
+from drive_envs.allocator import keep_freed_memory
+from drive_envs.checkpoint import latest_checkpoint
+from drive_envs.segment import SegmentError
+from drive_envs.segments import SegmentDataset, open_dataset, sample_path
+from drive_learner.local_cluster import local_cluster
+from world_model.dit import WorldModel, WorldModelConfig, num_parameters
+from world_model.encoding import EncodingConfig, encode_segment
+from world_model.latents import LatentDrive, LatentFile, LatentsError, LatentsInfo, write_latents
+from world_model.model_file import save_world_model
+from world_model.sampler import SamplerConfig
+from world_model.tokenizer import Tokenizer, load_tokenizer
+from world_model.train import Figures, Job, WorkersConfig, train
+from world_model.trainer import TrainerConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainWorldModelRun:
+    """One training run.
+
+    data: recordings, a Parquet file, a folder of them, or `sample`. tokenizer: folder that
+    `drive train-tokenizer` left. latents: file that the recordings are encoded into, or were.
+    cache_mb: of latents kept in each worker's memory.
+    """
+
+    data: str = "sample"
+    tokenizer: Path = Path("runs/tokenizer/tokenizer")
+    latents: Path = Path("runs/latents/sample.parquet")
+    cache_mb: int = 4096
+    log_every: int = 20
+    checkpoint_every: int = 500
+    preview_every: int = 2000
+    model: WorldModelConfig = field(default_factory=WorldModelConfig)
+    encoding: EncodingConfig = field(default_factory=EncodingConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    workers: WorkersConfig = field(default_factory=WorkersConfig)
+    ray: RayConfig = field(default_factory=RayConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("log_every", "checkpoint_every", "cache_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+
+    @property
+    def data_path(self) -> Path:
+        """Where the recordings are."""
+        return sample_path() if self.data == "sample" else Path(self.data)
+
+
+def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
+    """Encode what is not encoded, train, and leave the model in `output/world_model`."""
+    keep_freed_memory()
+    tokenizer = load_tokenizer(config.tokenizer)
+    check_tokenizer(config, tokenizer)
+    if not config.latents.exists():
+        encode(config, tokenizer)
+    check_latents(config, tokenizer)
+    log.info("%s: %.1f million parameters", config.model.size, num_parameters(config.model) / 1e6)
+    began = time.monotonic()
+    last = fit(config, output.resolve())
+    model = WorldModel(config.model)
+    checkpoint = latest_checkpoint(output / "checkpoints")
+    assert checkpoint is not None
+    model.load_state_dict(checkpoint.tensors["average"])
+    save_world_model(model, tokenizer, output / "world_model")
+    return {
+        "steps": config.trainer.num_steps,
+        "parameters": num_parameters(config.model),
+        "seconds": round(time.monotonic() - began, 1),
+        **{name: round(value, 4) for name, value in last.items() if name in HEADLINES},
+    }
+
+
+HEADLINES = ("loss/flow", "loss/plan", "speed/windows_per_second")
+
+
+def fit(config: TrainWorldModelRun, output: Path) -> Figures:
+    """Train in Ray; return the last figures."""
+    job = Job(
+        model=config.model,
+        trainer=config.trainer,
+        sampler=config.sampler,
+        latents=config.latents.resolve(),
+        tokenizer=config.tokenizer.resolve(),
+        output=output,
+        run=dump(config),
+        log_every=config.log_every,
+        checkpoint_every=config.checkpoint_every,
+        preview_every=config.preview_every,
+        num_threads=config.workers.num_threads,
+        cache_mb=config.cache_mb,
+    )
+    checkpoint = latest_checkpoint(output / "checkpoints")
+    done = checkpoint.step if checkpoint else 0
+    last: Figures = {}
+    if done == config.trainer.num_steps:
+        return last
+    with (
+        progress("gradient steps", config.trainer.num_steps, done=done) as meter,
+        local_cluster(
+            num_cpus=config.ray.num_cpus,
+            object_store_mb=config.ray.object_store_mb,
+            dashboard=config.ray.dashboard,
+        ),
+    ):
+
+        def show(step: int, figures: Figures) -> None:
+            last.update(figures)
+            meter.update(
+                step,
+                f"flow {figures['loss/flow']:.3f}, plan {figures['loss/plan']:.3f}, "
+                f"{figures['speed/windows_per_second']:.1f} windows/s",
+            )
+
+        train(job, config.workers, show)
+    return last
+
+
+def check_tokenizer(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
+    """Raise ValueError unless the network takes the tokenizer's latents."""
+    if tokenizer.latent_channels != config.model.latent_channels:
+        raise ValueError(
+            f"the tokenizer in {config.tokenizer} makes {tokenizer.latent_channels} channels: say "
+            f"model.latent_channels={tokenizer.latent_channels}"
+        )
+
+
+def check_latents(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
+    """Raise LatentsError unless the file is this tokenizer's, encoded as the run says."""
+    info = LatentFile(config.latents).info
+    expected = latents_info(config, tokenizer)
+    for name in ("tokenizer", "shape", "num_variants", "source"):
+        if getattr(info, name) != getattr(expected, name):
+            raise LatentsError(
+                f"{config.latents} was made with another {name} ({getattr(info, name)}, not "
+                f"{getattr(expected, name)}): remove it, or name another file with latents=PATH"
+            )
+
+
+def latents_info(config: TrainWorldModelRun, tokenizer: Tokenizer) -> LatentsInfo:
+    """Say what the file of latents is to be."""
+    return LatentsInfo(
+        shape=config.model.latent_shape,
+        num_variants=1 + config.encoding.num_excursions,
+        tokenizer=tokenizer.digest,
+        source=f"{config.data} {config.encoding}",
+    )
+
+
+def encode(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
+    """Turn the recordings into latents; damaged segments are counted and left out."""
+    segments = open_dataset(config.data_path)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    drives = encoded(config, segments, tokenizer.to(device))
+    write_latents(config.latents, latents_info(config, tokenizer), drives)
+    tokenizer.to("cpu")
+
+
+def encoded(
+    config: TrainWorldModelRun, segments: SegmentDataset, tokenizer: Tokenizer
+) -> Iterator[LatentDrive]:
+    """Yield the drives of all segments that can be read."""
+    skipped = 0
+    for index in track(range(len(segments)), "encoding segments"):
+        try:
+            yield from list(
+                encode_segment(
+                    segments[index],
+                    tokenizer,
+                    config.encoding,
+                    config.model.width,
+                    config.model.height,
+                )
+            )
+        except SegmentError as error:
+            log.warning("skipped: %s", error)
+            skipped += 1
+    if skipped:
+        log.warning("%d of %d segments were skipped", skipped, len(segments))
