@@ -107,8 +107,7 @@ def load_frames(config: TrainTokenizerRun, split: str) -> Tensor:
         try:
             frames.append(
                 frames_of_segment(
-                    segments,
-                    index,
+                    segments[index],
                     config.frames_per_segment,
                     config.width,
                     config.height,

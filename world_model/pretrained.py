@@ -7,7 +7,6 @@ frame one by one; their latents are stacked, narrow first. Weights are read as s
 import importlib
 import warnings
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -61,13 +60,12 @@ def load_network(name: str) -> Any:
     """Load an autoencoder; ValueError says why it cannot be had, and the mend."""
     import_torchvision()
     diffusers = importlib.import_module("diffusers")
-    source = Path(name) if Path(name).exists() else name
     try:
         with warnings.catch_warnings():
             # diffusers calls the hub's client in ways that the latter calls deprecated.
             warnings.simplefilter("ignore")
             network = diffusers.AutoModel.from_pretrained(
-                source, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
+                name, use_safetensors=True, low_cpu_mem_usage=False, torch_dtype=torch.float32
             )
     except (OSError, ValueError) as error:
         raise ValueError(

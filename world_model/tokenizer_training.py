@@ -15,7 +15,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor, nn
 
-from drive_envs.segments import SegmentDataset
+from drive_envs.segment import Segment
 from world_model.autoencoder import Autoencoder
 from world_model.encoding import recorded_images
 from world_model.tokenizer import to_float
@@ -87,10 +87,7 @@ def spread_rows(num_rows: int, num: int, rng: np.random.Generator) -> list[int]:
     return [int(rng.integers(low, high)) for low, high in pairwise(edges)]
 
 
-def frames_of_segment(
-    segments: SegmentDataset, index: int, num: int, width: int, height: int, seed: int
-) -> Frames:
-    """Decode some frames of one segment; SegmentError when one is damaged."""
-    segment = segments[index]
-    rows = spread_rows(len(segment), num, np.random.default_rng([seed, index]))
+def frames_of_segment(segment: Segment, num: int, width: int, height: int, seed: int) -> Frames:
+    """Decode some frames of a segment, always the same; SegmentError when one is damaged."""
+    rows = spread_rows(len(segment), num, np.random.default_rng([seed, segment.number]))
     return torch.cat([recorded_images(segment, slice(row, row + 1), width, height) for row in rows])
