@@ -64,6 +64,12 @@ JOBS = {
         runs=("world_model",),
         summary="train a world model on recordings, as a Ray Train job",
     ),
+    "evaluate-world-model": Job(
+        module="cluster.evaluate_world_model",
+        schema="EvaluateWorldModelRun",
+        runs=("world_model_report",),
+        summary="measure what a world model shows, where it goes and where it leads",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",

@@ -25,7 +25,14 @@ from drive_learner.local_cluster import local_cluster
 from world_model.dit import WorldModel, WorldModelConfig, num_parameters
 from world_model.encoding import EncodingConfig, encode_segment
 from world_model.latents import LatentDrive, LatentFile, LatentsError, LatentsInfo, write_latents
-from world_model.model_file import save_world_model
+from world_model.model_file import save_pose_net, save_world_model
+from world_model.pose_net import (
+    PoseNet,
+    PoseNetConfig,
+    draw_samples,
+    estimate,
+    train_pose_net,
+)
 from world_model.sampler import SamplerConfig
 from world_model.tokenizer import Tokenizer, load_tokenizer
 from world_model.train import Figures, Job, WorkersConfig, train
@@ -53,6 +60,7 @@ class TrainWorldModelRun:
     model: WorldModelConfig = field(default_factory=WorldModelConfig)
     encoding: EncodingConfig = field(default_factory=EncodingConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    pose_net: PoseNetConfig = field(default_factory=PoseNetConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     ray: RayConfig = field(default_factory=RayConfig)
@@ -84,12 +92,28 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
     assert checkpoint is not None
     model.load_state_dict(checkpoint.tensors["average"])
     save_world_model(model, tokenizer, output / "world_model")
+    if config.encoding.num_excursions:
+        save_pose_net(fit_pose_net(config, tokenizer), output / "world_model")
+    else:
+        log.warning("no pose net: it is trained on excursions, and there are none")
     return {
         "steps": config.trainer.num_steps,
         "parameters": num_parameters(config.model),
         "seconds": round(time.monotonic() - began, 1),
         **{name: round(value, 4) for name, value in last.items() if name in HEADLINES},
     }
+
+
+def fit_pose_net(config: TrainWorldModelRun, tokenizer: Tokenizer) -> PoseNet:
+    """Train what will judge where generated frames were taken from; say how well it knows."""
+    file = LatentFile(config.latents, cache_mb=64)
+    log.info("decoding %d pairs of frames for the pose net", config.pose_net.num_pairs)
+    samples = draw_samples(file, "train", tokenizer, config.pose_net.num_pairs, seed=0)
+    network = train_pose_net(samples, config.pose_net, seed=0)
+    held_out = draw_samples(file, "held_out", tokenizer, config.pose_net.num_pairs // 8 + 1, seed=1)
+    error = (estimate(network, held_out.recorded, held_out.seen) - held_out.offset).abs().mean(0)
+    log.info("pose net: errs by %.3f m and %.4f rad on held-out frames", *error.tolist())
+    return network
 
 
 HEADLINES = ("loss/flow", "loss/plan", "speed/windows_per_second")

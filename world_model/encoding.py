@@ -80,21 +80,34 @@ def encode_stretch(
     height: int,
     rng: np.random.Generator,
 ) -> LatentDrive:
-    """Encode an unbroken stretch as it was recorded, and from excursions."""
+    """Encode an unbroken stretch as it was recorded, and from excursions that are drawn."""
     path = path_from_segment(segment, rows)
-    zero = torch.zeros(len(path), dtype=torch.float64)
-    recorded = Excursion(lateral=zero, heading=zero, poses=path.poses)
     drives = [draw_excursion(path, config.excursions, rng) for _ in range(config.num_excursions)]
     images = [recorded_images(segment, rows, width, height)]
     if drives:
-        images += seen_from(segment, rows, path, drives, config, width, height)
-    plans = [plans_of(path, drive) for drive in [recorded, *drives]]
+        offsets = config.source_offsets
+        images += seen_from(segment, rows, path, drives, width, height, offsets)
+    return as_latents(name, segment.split, tokenizer, path, drives, images)
+
+
+def as_latents(
+    name: str,
+    split: str,
+    tokenizer: Tokenizer,
+    path: RecordedPath,
+    drives: Sequence[Excursion],
+    images: Sequence[Images],
+) -> LatentDrive:
+    """Tokenize what was seen on a path and beside it, and plan back from everywhere."""
+    zero = torch.zeros(len(path), dtype=torch.float64)
+    variants = [Excursion(lateral=zero, heading=zero, poses=path.poses), *drives]
+    plans = [plans_of(path, drive) for drive in variants]
     return LatentDrive(
         name=name,
-        split=segment.split,
+        split=split,
         latents=np.stack([tokenized(tokenizer, pictures) for pictures in images]),
-        poses=np.stack([drive.poses.numpy() for drive in [recorded, *drives]]),
-        lateral=np.stack([drive.lateral.float().numpy() for drive in [recorded, *drives]]),
+        poses=np.stack([drive.poses.numpy() for drive in variants]),
+        lateral=np.stack([drive.lateral.float().numpy() for drive in variants]),
         plans=np.stack([plan for plan, _ in plans]),
         valid=np.stack([valid for _, valid in plans]),
     )
@@ -127,15 +140,13 @@ def seen_from(
     rows: slice,
     path: RecordedPath,
     drives: Sequence[Excursion],
-    config: EncodingConfig,
     width: int,
     height: int,
+    source_offsets: tuple[int, ...],
 ) -> list[Images]:
     """Return what the driver's cameras see on each excursion, frame by frame."""
     world = Reprojective(
-        ReprojectiveConfig(
-            width=width, height=height, source_offsets=config.source_offsets, cache_mb=64
-        )
+        ReprojectiveConfig(width=width, height=height, source_offsets=source_offsets, cache_mb=64)
     )
     scene = Scene(path=path, start=NUM_PAST, num_steps=1, source=segment, first_row=rows.start)
     world.reset([scene] * len(drives))

@@ -1,6 +1,7 @@
 """A world model on disk: a folder of network and tokenizer, which belong together.
 
-`world_model.safetensors` (float16) and `world_model.json`, beside the tokenizer's two files. The
+`world_model.safetensors` (float16) and `world_model.json`, beside the tokenizer's two files and
+`pose_net.safetensors`, which judges what it shows. The
 JSON holds digest and sizes, so that a model is rebuilt from its folder alone. Nothing is pickled,
 and nothing is believed: a digest, a name or a shape that is not as it should be is refused.
 """
@@ -16,9 +17,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from world_model.dit import WorldModel, WorldModelConfig
+from world_model.pose_net import PoseNet
 from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
 WEIGHTS, STATE = "world_model.safetensors", "world_model.json"
+POSE_NET = "pose_net.safetensors"
 
 
 class WorldModelError(ValueError):
@@ -72,16 +75,36 @@ def load_world_model(folder: Path) -> tuple[WorldModel, Tokenizer]:
     return model.eval().requires_grad_(False), tokenizer
 
 
+def save_pose_net(network: PoseNet, folder: Path) -> None:
+    """Write a pose net beside the model that it judges, as float16."""
+    weights = {name: value.contiguous().half() for name, value in network.state_dict().items()}
+    (folder / POSE_NET).write_bytes(save(weights))
+
+
+def load_pose_net(folder: Path, config: WorldModelConfig) -> PoseNet:
+    """Read the pose net of a model; WorldModelError when it is not there, or another network."""
+    network = PoseNet(config.width, config.height)
+    try:
+        weights = load((folder / POSE_NET).read_bytes())
+        network.load_state_dict({name: value.float() for name, value in weights.items()})
+    except OSError as error:
+        raise WorldModelError(
+            f"{folder / POSE_NET} cannot be read: {error.strerror}; `drive train-world-model` "
+            "makes it"
+        ) from error
+    except (SafetensorError, RuntimeError) as error:
+        raise WorldModelError(f"{folder / POSE_NET} is damaged or of another network") from error
+    return network.eval().requires_grad_(False)
+
+
 def check_weights(path: Path, weights: dict[str, Tensor], config: WorldModelConfig) -> None:
     """Compare names and shapes with those of the network, before any memory is spent on it."""
     try:
         with torch.device("meta"):
-            expected = {
-                name: value.shape for name, value in WorldModel(config).state_dict().items()
-            }
+            empty = WorldModel(config).state_dict()
     except (RuntimeError, KeyError) as error:
         raise WorldModelError(f"{path}: no network can be made of its sizes: {error}") from error
-    found = {name: value.shape for name, value in weights.items()}
+    expected, found = ({name: value.shape for name, value in of.items()} for of in (empty, weights))
     if different := sorted(
         name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)
     ):

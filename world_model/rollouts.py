@@ -42,27 +42,75 @@ def roll_out(
     num_steps: int,
     *,
     seed: int,
-    poses: Poses | None = None,
     variant: int = 0,
     wait: int | None = None,
     truth_as_history: bool = False,
 ) -> Rollouts:
     """Generate `num_steps` frames of each scene from row `first` of its drive on.
 
-    poses: those to be seen from, by default the ones of `variant`, which the context is of too.
-    wait: frames from the last context frame to the anchors, by default right after the last
-    generated frame; 0 for none. truth_as_history: every frame is generated from recorded ones
-    (teacher forcing), not from generated ones.
+    variant: of the drive, whose poses are asked for; the context is of it too. wait: frames from
+    the last context frame to the anchors, by default right after the last generated frame; 0 for
+    none. truth_as_history: every frame is generated from recorded ones (teacher forcing), not from
+    generated ones.
     """
+    wait = num_steps + 1 if wait is None else wait
+    opening = opened(sampler, starts, variant, wait)
+    device = opening.context.device
+    truth = gathered(starts, "latents", variant, 0, num_steps).float().to(device)
+    poses = gathered(starts, "poses", variant, 0, num_steps).to(device)
+    generator = torch.Generator().manual_seed(seed)
+    memory, made = sampler.begin(*opening)
+    latents, plans = [], [best_plan(made.plan)]
+    for step in range(num_steps):
+        noise = torch.randn(opening.context[:, 0].shape, generator=generator).to(device)
+        made = sampler.step(memory, poses[:, step], noise)
+        latents.append(made.latent)
+        if truth_as_history:
+            opening = opening.moved_on(truth[:, step], poses[:, step])
+            memory, made = sampler.begin(*opening)
+        plans.append(best_plan(made.plan))
+    return Rollouts(
+        latents=torch.stack(latents, dim=1),
+        truth=truth,
+        poses=poses,
+        recorded=gathered(starts, "poses", 0, 0, num_steps).to(device),
+        plans=torch.stack(plans, dim=1).float(),
+    )
+
+
+@torch.inference_mode()
+def plans_from(
+    sampler: Sampler, starts: Starts, *, variant: int, wait: int
+) -> Float[Tensor, "batch 33 15"]:
+    """Return the likeliest plans from the last context frames, SI; see `roll_out`."""
+    _, made = sampler.begin(*opened(sampler, starts, variant, wait))
+    return best_plan(made.plan).float()
+
+
+class Opening(NamedTuple):
+    """What a sampler begins with, as `Sampler.begin` takes it."""
+
+    context: Latents
+    poses: Poses
+    anchors: Anchors | None
+
+    def moved_on(self, latent: Tensor, pose: Tensor) -> "Opening":
+        """Return the opening one frame later, with a frame and its pose in place of the oldest."""
+        anchors = self.anchors
+        if anchors is not None:
+            anchors = anchors._replace(wait=anchors.wait - 1)
+        return Opening(
+            torch.cat([self.context[:, 1:], latent[:, None]], dim=1),
+            torch.cat([self.poses[:, 1:], pose[:, None]], dim=1),
+            anchors,
+        )
+
+
+def opened(sampler: Sampler, starts: Starts, variant: int, wait: int) -> Opening:
+    """Gather context and anchors of scenes; the anchors are as recorded, whatever the variant."""
     model = sampler.model
     device = next(model.parameters()).device
     num_context = model.config.num_history + 1
-    wait = num_steps + 1 if wait is None else wait
-    context = gathered(starts, "latents", variant, -num_context, 0).float().to(device)
-    context_poses = gathered(starts, "poses", variant, -num_context, 0).to(device)
-    truth = gathered(starts, "latents", variant, 0, num_steps).float().to(device)
-    asked = gathered(starts, "poses", variant, 0, num_steps) if poses is None else poses
-    asked = asked.to(device)
     anchors = None
     if wait:
         rows = wait - 1, wait - 1 + model.config.num_anchors
@@ -71,28 +119,10 @@ def roll_out(
             gathered(starts, "poses", 0, *rows).to(device),
             torch.full((len(starts),), wait, device=device),
         )
-    generator = torch.Generator().manual_seed(seed)
-    memory, made = sampler.begin(context, context_poses, anchors)
-    latents, plans = [], [best_plan(made.plan)]
-    for step in range(num_steps):
-        noise = torch.randn(context[:, 0].shape, generator=generator).to(device)
-        made = sampler.step(memory, asked[:, step], noise)
-        latents.append(made.latent)
-        plans.append(best_plan(made.plan))
-        if truth_as_history and step + 1 < num_steps:
-            # Begin again one frame later, all of it recorded.
-            context = torch.cat([context[:, 1:], truth[:, step : step + 1]], dim=1)
-            context_poses = torch.cat([context_poses[:, 1:], asked[:, step : step + 1]], dim=1)
-            if anchors is not None:
-                anchors = anchors._replace(wait=anchors.wait - 1)
-            memory, made = sampler.begin(context, context_poses, anchors)
-            plans[-1] = best_plan(made.plan)
-    return Rollouts(
-        latents=torch.stack(latents, dim=1),
-        truth=truth,
-        poses=asked,
-        recorded=gathered(starts, "poses", 0, 0, num_steps).to(device),
-        plans=torch.stack(plans, dim=1).float(),
+    return Opening(
+        gathered(starts, "latents", variant, -num_context, 0).float().to(device),
+        gathered(starts, "poses", variant, -num_context, 0).to(device),
+        anchors,
     )
 
 

@@ -129,7 +129,7 @@ class Trainer:
                 counts[name] = counts.get(name, 0) + 1
         return {name: total / counts[name] for name, total in sums.items()}
 
-    def flops_of_window(self, window: Window) -> float:
+    def flops_of_window(self, window: Window) -> int:
         """Count the floating-point operations of one window, forward and backward."""
         frames = window.frames.shape[1]
         if self.config.objective.layout == "parallel":
@@ -171,7 +171,7 @@ def level_figures(area: str, found: Losses) -> dict[str, float]:
     return figures
 
 
-def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | None = None) -> float:
+def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | None = None) -> int:
     """Count the operations of looking at some frames, two for each multiplication and addition.
 
     num_seen: frames that each token looks at, by default all: what is masked is computed too.

@@ -1,0 +1,238 @@
+"""From recordings to a tokenizer and a world model, small, through the real jobs."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from cluster import evaluate_world_model, train_tokenizer, train_world_model
+from cluster.evaluate_world_model import EvaluateWorldModelRun
+from cluster.train_policy import RayConfig
+from cluster.train_tokenizer import TrainTokenizerRun
+from cluster.train_world_model import TrainWorldModelRun
+from drive_envs.checkpoint import checkpoints, latest_checkpoint
+from drive_envs.image_metrics import psnr
+from drive_envs.segments import write_segments
+from world_model.autoencoder import AutoencoderConfig
+from world_model.dit import WorldModelConfig
+from world_model.evaluation import EvaluationConfig
+from world_model.latents import LatentsError
+from world_model.model_file import load_world_model
+from world_model.objective import ObjectiveConfig
+from world_model.optimizer import OptimizerConfig
+from world_model.pose_net import PoseNetConfig
+from world_model.sampler import SamplerConfig
+from world_model.tokenizer import load_tokenizer
+from world_model.train import WorkersConfig
+from world_model.trainer import TrainerConfig
+from world_model.windows import WindowConfig
+
+WIDTH, HEIGHT = 32, 16
+
+
+@pytest.fixture(scope="module")
+def recordings(synthetic, tmp_path_factory):
+    path = tmp_path_factory.mktemp("data") / "drives.parquet"
+    roads = [synthetic.winding_path(num_rows=52), synthetic.arc_path(num_rows=52)]
+    write_segments(
+        path,
+        [
+            synthetic.segment_from_path(
+                road, name=f"{split}-{n}", width=WIDTH, height=HEIGHT, split=split
+            )
+            for split in ("train", "held_out")
+            for n, road in enumerate(roads)
+        ],
+    )
+    return path
+
+
+@pytest.fixture(scope="module")
+def tokenizer_run(recordings):
+    return TrainTokenizerRun(
+        data=str(recordings),
+        width=WIDTH,
+        height=HEIGHT,
+        frames_per_segment=6,
+        num_steps=40,
+        batch_size=4,
+        precision="fp32",
+        checkpoint_every=15,
+        autoencoder=AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1),
+        optimizer=OptimizerConfig(learning_rate=4e-3, num_warmup_steps=2, average_decay=0.9),
+    )
+
+
+@pytest.fixture(scope="module")
+def tokenizer_folder(tokenizer_run, tmp_path_factory):
+    output = tmp_path_factory.mktemp("tokenizer")
+    figures = train_tokenizer.run(tokenizer_run, output)
+    (output / "figures.json").write_text(json.dumps(figures))
+    return output
+
+
+@pytest.fixture(scope="module")
+def world_model_run(recordings, tokenizer_folder, tmp_path_factory):
+    return TrainWorldModelRun(
+        data=str(recordings),
+        tokenizer=tokenizer_folder / "tokenizer",
+        latents=tmp_path_factory.mktemp("latents") / "drives.parquet",
+        log_every=2,
+        checkpoint_every=4,
+        preview_every=8,
+        model=WorldModelConfig(
+            size="femto", width=WIDTH, height=HEIGHT, latent_channels=4, num_history=3
+        ),
+        trainer=TrainerConfig(
+            num_steps=8,
+            batch_size=4,
+            precision="fp32",
+            objective=ObjectiveConfig(num_targets=3),
+            windows=WindowConfig(max_wait=8),
+        ),
+        sampler=SamplerConfig(num_steps=2, precision="fp32"),
+        pose_net=PoseNetConfig(num_pairs=64, num_steps=20, batch_size=8),
+        workers=WorkersConfig(num_threads=1),
+        ray=RayConfig(num_cpus=2, object_store_mb=100),
+    )
+
+
+def test_a_tokenizer_is_left_with_its_errors_and_a_picture(tokenizer_folder):
+    figures = json.loads((tokenizer_folder / "figures.json").read_text())
+    assert figures["autoencoder_psnr"] > 12
+    assert "autoencoder_lpips" not in figures  # there were no weights for it
+    with Image.open(tokenizer_folder / "reconstructions.png") as sheet:
+        above, below = np.split(np.asarray(sheet), 2)
+    pair = torch.from_numpy(np.stack([above, below])).permute(0, 3, 1, 2)
+    assert psnr(pair[:1], pair[1:]).item() > 12
+    assert load_tokenizer(tokenizer_folder / "tokenizer").latent_channels == 4
+
+
+def test_a_tokenizer_run_goes_on_where_it_stopped(tokenizer_run, tokenizer_folder, tmp_path):
+    """In one go, or stopped after 15 steps: the same weights."""
+    steps = []
+    write = train_tokenizer.write_checkpoint
+
+    def write_and_stop(folder, checkpoint, **options):
+        steps.append(checkpoint.step)
+        write(folder, checkpoint, **options)
+        if len(steps) == 1:
+            raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_tokenizer, "write_checkpoint", write_and_stop)
+        with pytest.raises(KeyboardInterrupt):
+            train_tokenizer.run(tokenizer_run, tmp_path)
+        train_tokenizer.run(tokenizer_run, tmp_path)
+    assert steps == [15, 30, 40]
+    whole, resumed = (
+        load_tokenizer(folder / "tokenizer").state_dict() for folder in (tokenizer_folder, tmp_path)
+    )
+    for name, value in whole.items():
+        torch.testing.assert_close(value, resumed[name])
+
+
+@pytest.mark.slow
+def test_a_world_model_is_left_with_figures_and_films(world_model_run, tmp_path):
+    figures = train_world_model.run(world_model_run, tmp_path)
+    assert figures["steps"] == 8
+    model, tokenizer = load_world_model(tmp_path / "world_model")
+    assert model.config == world_model_run.model
+    assert tokenizer.latent_channels == 4
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shown = set(events.Tags()["scalars"])
+    assert {"loss/flow", "loss/plan", "held_out/flow", "speed/windows_per_second"} <= shown
+    assert any(name.startswith("loss/flow_at_") for name in shown)
+    assert (tmp_path / "videos" / "step_000008.mp4").stat().st_size > 0
+    evaluate(tmp_path / "world_model", world_model_run.data, tmp_path / "report")
+    # Nothing is left to do.
+    assert "loss/flow" not in train_world_model.run(world_model_run, tmp_path)
+
+
+def evaluate(model, data, output):
+    """What the next job makes of it: figures, a report that names all, plots and films."""
+    output.mkdir()
+    run = EvaluateWorldModelRun(
+        model=model,
+        data=data,
+        evaluation=EvaluationConfig(num_frames=8, report_frames=(4, 8), num_scenes=3),
+        sampler=SamplerConfig(num_steps=2, precision="fp32"),
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate_world_model, "lpips_or_none", lambda weights: None)
+        figures = evaluate_world_model.run(run, output)
+    assert figures["autoencoder_lpips"] is None
+    assert figures["sequential_lpips_8"] is None
+    assert np.isfinite(figures["deviation_realised"])
+    assert np.isfinite(figures["anchored_recovery_m"])
+    page = (output / "report.html").read_text()
+    for words in ("Commanded deviation", "unanchored", "deviation_+0.5_m.mp4", "rollout.mp4"):
+        assert words in page
+    assert {file.name for file in output.iterdir()} == {
+        "report.html",
+        "images.png",
+        "deviation.png",
+        "rollout.mp4",
+        *(f"deviation_{peak:+g}_m.mp4" for peak in (0.5, -0.5, 1.0, -1.0)),
+    }
+
+
+@pytest.mark.slow
+def test_a_world_model_run_goes_on_where_it_stopped(world_model_run, tmp_path):
+    """Half the steps, and then all of them; the schedule is the whole run's."""
+    run = replace(world_model_run, preview_every=0)
+    train_world_model.run(run, tmp_path / "whole")
+    train_world_model.run(run, tmp_path / "parts")
+    last = checkpoints(tmp_path / "parts" / "checkpoints")[-1]
+    assert last.name == "step_000008"
+    for file in last.iterdir():
+        file.unlink()
+    last.rmdir()  # as if it had been killed after step 4
+    train_world_model.run(run, tmp_path / "parts")
+    whole, parts = (
+        latest_checkpoint(tmp_path / name / "checkpoints") for name in ("whole", "parts")
+    )
+    assert whole is not None
+    assert parts is not None
+    for name, value in whole.tensors["raw"].items():
+        assert torch.equal(value, parts.tensors["raw"][name])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
+def test_two_workers_learn_what_one_does(world_model_run, tmp_path, sharding):
+    """The same minibatches; noise is drawn by worker, so losses are alike, not the same."""
+    trainer = replace(world_model_run.trainer, sharding=sharding)
+    run = replace(
+        world_model_run,
+        preview_every=0,
+        trainer=trainer,
+        workers=replace(world_model_run.workers, num_workers=2),
+    )
+    figures = train_world_model.run(run, tmp_path)
+    load_world_model(tmp_path / "world_model")
+    assert figures["loss/flow"] < 2.5
+    # And one worker goes on with what two have written.
+    longer = replace(run, trainer=replace(trainer, num_steps=12), workers=world_model_run.workers)
+    train_world_model.run(longer, tmp_path)
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step_000012"
+
+
+@pytest.mark.slow
+def test_latents_of_another_tokenizer_are_refused(world_model_run, tmp_path):
+    latents = tmp_path / "latents.parquet"
+    run = replace(world_model_run, latents=latents)
+    tokenizer = load_tokenizer(run.tokenizer)
+    train_world_model.encode(run, tokenizer)
+    train_world_model.check_latents(run, tokenizer)
+    other = replace(run, encoding=replace(run.encoding, num_excursions=2))
+    with pytest.raises(LatentsError, match=r"made with another num_variants \(2, not 3\)"):
+        train_world_model.check_latents(other, tokenizer)
+    with pytest.raises(ValueError, match="say model"):
+        train_world_model.check_tokenizer(
+            replace(run, model=replace(run.model, latent_channels=8)), tokenizer
+        )

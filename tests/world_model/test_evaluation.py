@@ -1,0 +1,128 @@
+import numpy as np
+import pytest
+import torch
+
+from drive_envs.path import NUM_PAST
+from drive_envs.plan import TIMES
+from drive_envs.teachers import plans_back
+from world_model.autoencoder import AutoencoderConfig
+from world_model.encoding import recorded_images
+from world_model.evaluation import (
+    EvaluationConfig,
+    Scene,
+    beside,
+    by_frame,
+    frechet,
+    make_scene,
+    other_drives,
+    plan_laterals,
+    realised_share,
+    recorded_scene,
+    there_and_back,
+    true_frames,
+)
+from world_model.pose_net import PoseNetConfig, Samples, estimate, train_pose_net
+from world_model.tokenizer import Tokenizer
+
+CONFIG = EvaluationConfig(num_frames=10, report_frames=(5,), num_scenes=1)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    torch.manual_seed(0)
+    config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    return Tokenizer(config).eval()
+
+
+def test_excursions_go_out_and_come_back(synthetic):
+    path = synthetic.winding_path()
+    offset = there_and_back(1.0, 10, 20, len(path))
+    rows = 0.2 * np.arange(len(path))
+    np.testing.assert_allclose(offset(rows)[:10], 0.0, atol=1e-9)
+    assert offset(rows)[19] == pytest.approx(1.0)  # the tenth of twenty generated frames
+    np.testing.assert_allclose(offset(rows)[29:], 0.0, atol=1e-9)
+    assert beside(path, -1.0).lateral.eq(-1.0).all()
+    drives = other_drives(path, CONFIG, 10)
+    peaks = [float(drive.lateral[drive.lateral.abs().argmax()]) for drive in drives]
+    assert peaks == pytest.approx([0.5, -0.5, 1.0, -1.0, 1.0, -1.0], abs=1e-6)
+
+
+def test_a_scene_shows_every_variant_from_where_it_is(synthetic, tokenizer):
+    segment = synthetic.segment_from_path(
+        synthetic.arc_path(num_rows=40), width=64, height=32, split="held_out"
+    )
+    scene = recorded_scene(segment, slice(0, 40), tokenizer, CONFIG, (64, 32), 10)
+    assert len(scene.images) == 7
+    assert scene.drive.latents.shape[:2] == (7, 40)
+    assert scene.first == 10
+    recorded = recorded_images(segment, slice(10, 20), 64, 32)
+    torch.testing.assert_close(true_frames([scene], 0, 10)[0], recorded)
+    off = (true_frames([scene], 5, 10)[0].float() - recorded.float()).abs().mean()
+    assert off > 2
+
+
+def test_the_laterals_of_a_teachers_plans_die_out(synthetic, tokenizer):
+    """Against plans whose offset from the path is known in closed form."""
+    path = synthetic.winding_path(num_rows=130)
+    drives = [beside(path, 1.0)]
+    images = [torch.zeros(130, 2, 3, 32, 64, dtype=torch.uint8)] * 2
+    scene: Scene = make_scene("x", path, drives, images, tokenizer, 40)
+    row = torch.tensor([39])
+    one = torch.ones(1, dtype=torch.float64)
+    assert row >= NUM_PAST
+    plan, valid = plans_back(path, row, drives[0].poses[row], one, drives[0].heading[row])
+    lateral = plan_laterals([scene], 1, plan.float())[0]
+    assert valid.all()
+    assert lateral[0] == pytest.approx(1.0, abs=1e-3)
+    at = dict(zip(TIMES.tolist(), lateral.tolist(), strict=True))
+    late = [value for time, value in at.items() if time > 5]
+    assert max(abs(value) for value in late) < 0.08
+    assert lateral.diff().max() < 1e-3
+
+
+def test_realised_share_is_a_slope():
+    commanded = torch.tensor([[0.0, 0.5, 1.0], [0.0, -0.5, -1.0]])
+    assert realised_share(0.8 * commanded, commanded) == pytest.approx(0.8)
+    assert realised_share(0 * commanded, commanded) == 0
+
+
+def test_frechet_distance_of_two_normals():
+    generator = torch.Generator().manual_seed(0)
+    samples = torch.randn((4000, 3), generator=generator)
+    other = 2.0 * torch.randn((4000, 3), generator=generator) + 1.0
+    assert frechet(samples, samples) == 0
+    assert frechet(other, samples) == pytest.approx(3 * (1.0 + 1.0), rel=0.1)
+
+
+def test_curves_are_means_over_scenes_and_cameras():
+    frames = torch.zeros(2, 3, 2, 3, 4, 4, dtype=torch.uint8)
+    frames[:, 1] = 10
+    curve = by_frame(lambda a, b: (a.float() - b).mean((1, 2, 3)), frames, 0 * frames)
+    np.testing.assert_allclose(curve, [0, 10, 0])
+
+
+@pytest.mark.slow
+def test_a_pose_net_sees_how_far_off_a_picture_was_taken(synthetic):
+    """On the textured plane, along roads and offsets that it has not seen."""
+    rng = np.random.default_rng(0)
+
+    def samples(num):
+        from drive_envs.camera import cameras
+
+        views = cameras(64, 32)
+        recorded, seen, offsets = [], [], []
+        for _ in range(num):
+            x, y = rng.uniform(-50, 50, 2)
+            lateral, turn = rng.uniform(-1.5, 1.5), rng.uniform(-0.1, 0.1)
+            here, there = (x, y, 0.0), (x, y + lateral, turn)
+            for images, pose in ((recorded, here), (seen, there)):
+                images.append(np.stack([synthetic.view(view, pose)[0] for view in views.values()]))
+            offsets.append((lateral, turn))
+        parts = (np.stack(recorded), np.stack(seen), np.array(offsets, np.float32))
+        return Samples(*(torch.from_numpy(part) for part in parts))
+
+    network = train_pose_net(samples(1000), PoseNetConfig(num_steps=800), seed=0)
+    held_out = samples(60)
+    error = (estimate(network, held_out.recorded, held_out.seen) - held_out.offset).abs().mean(0)
+    guess = held_out.offset.abs().mean(0)
+    assert (error < 0.2 * guess).all(), error
