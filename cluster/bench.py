@@ -1,4 +1,4 @@
-"""`drive bench [reprojection|rollout|learner]`: how fast the parts are on this machine.
+"""`drive bench [reprojection|rollout|learner|world-model]`: how fast the parts are on this machine.
 
 Every figure comes with the machine that it was measured on. Close other programs first.
 """
@@ -13,6 +13,7 @@ import torch
 from cluster.bench_learner import LearnerBench, bench_learner
 from cluster.bench_reprojection import ReprojectionBench, bench_reprojection
 from cluster.bench_rollout import RolloutBench, bench_rollout
+from cluster.bench_world_model import WorldModelBench, bench_world_model
 from cluster.output import machine
 from drive_envs.allocator import keep_freed_memory
 
@@ -21,10 +22,11 @@ from drive_envs.allocator import keep_freed_memory
 class BenchRun:
     """What to measure: one topic or all, each with its own settings."""
 
-    topic: Literal["all", "reprojection", "rollout", "learner"] = "all"
+    topic: Literal["all", "reprojection", "rollout", "learner", "world-model"] = "all"
     reprojection: ReprojectionBench = field(default_factory=ReprojectionBench)
     rollout: RolloutBench = field(default_factory=RolloutBench)
     learner: LearnerBench = field(default_factory=LearnerBench)
+    world_model: WorldModelBench = field(default_factory=WorldModelBench)
 
 
 def run(config: BenchRun, output: Path) -> dict[str, Any]:
@@ -39,4 +41,6 @@ def run(config: BenchRun, output: Path) -> dict[str, Any]:
         figures["rollout"] = bench_rollout(config.rollout, output)
     if config.topic in ("all", "learner"):
         figures["learner"] = bench_learner(config.learner, output)
+    if config.topic in ("all", "world-model"):
+        figures["world_model"] = bench_world_model(config.world_model, output)
     return figures

@@ -74,8 +74,8 @@ JOBS = {
         module="cluster.bench",
         schema="BenchRun",
         runs=("bench",),
-        summary="measure speed: reprojection, rollout or learner (all, if none is named)",
-        topics=("reprojection", "rollout", "learner"),
+        summary="measure speed: reprojection, rollout, learner, world-model (or all)",
+        topics=("reprojection", "rollout", "learner", "world-model"),
     ),
 }
 

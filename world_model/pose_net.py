@@ -57,6 +57,11 @@ class PoseNet(nn.Module):
         num = channels * max(1, height // shrink) * max(1, width // shrink)
         self.features = nn.Sequential(*layers, nn.Flatten())
         self.out = nn.Sequential(nn.Linear(num, 96), nn.SiLU(), nn.Linear(96, len(UNIT)))
+        for layer in self.modules():
+            # As PyTorch initialises them, signals shrink from layer to layer, and learning begins
+            # with a plateau of a thousand steps.
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, recorded: Pairs, seen: Pairs) -> Offsets:
         """Return (m to the left, rad counter-clockwise) of `seen` relative to `recorded`."""

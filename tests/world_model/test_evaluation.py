@@ -121,7 +121,7 @@ def test_a_pose_net_sees_how_far_off_a_picture_was_taken(synthetic):
         parts = (np.stack(recorded), np.stack(seen), np.array(offsets, np.float32))
         return Samples(*(torch.from_numpy(part) for part in parts))
 
-    network = train_pose_net(samples(1000), PoseNetConfig(num_steps=800), seed=0)
+    network = train_pose_net(samples(1000), PoseNetConfig(num_steps=400), seed=0)
     held_out = samples(60)
     error = (estimate(network, held_out.recorded, held_out.seen) - held_out.offset).abs().mean(0)
     guess = held_out.offset.abs().mean(0)
