@@ -70,6 +70,12 @@ JOBS = {
         runs=("world_model_report",),
         summary="measure what a world model shows, where it goes and where it leads",
     ),
+    "sweep-world-model": Job(
+        module="cluster.sweep_world_model",
+        schema="SweepWorldModelRun",
+        runs=("world_model_noise", "world_model_sizes", "world_model_data"),
+        summary="train variants of a world model and compare them, with a power law",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",

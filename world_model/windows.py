@@ -121,15 +121,18 @@ class WindowConfig:
     goes. share_recorded: of the anchored windows, those that are as recorded; the others are from
     excursions, and anchored in the recording all the same. anchor_dropout: share of minibatches
     without anchors. These are as recorded: a model that does not know the future sees what people
-    do, not how one comes back.
+    do, not how one comes back. num_drives: learn from the first so many drives alone, null for all.
     """
 
     min_wait: int = 1
     max_wait: int = 45
     share_recorded: float = 0.3
     anchor_dropout: float = 0.1
+    num_drives: int | None = None
 
     def __post_init__(self) -> None:
+        if self.num_drives is not None and self.num_drives < 1:
+            raise ValueError(f"windows.num_drives is {self.num_drives}, not 1 or more")
         if not 1 <= self.min_wait <= self.max_wait:
             raise ValueError(
                 f"windows.min_wait is {self.min_wait} and max_wait {self.max_wait}; they must rise "
@@ -163,7 +166,7 @@ class WindowSampler:
             group
             for group, (of, length) in enumerate(zip(file.splits, file.num_frames, strict=True))
             if of == split and length >= least
-        ]
+        ][: config.num_drives]
         starts = np.array([file.num_frames[group] - least + 1 for group in self._drives])
         if not len(starts):
             raise ValueError(

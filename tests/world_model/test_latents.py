@@ -124,6 +124,12 @@ def test_without_anchors_windows_are_as_recorded(path):
     assert all((rows == pose).all(1).any() for pose in window.poses[:, 0].numpy())
 
 
+def test_fewer_drives_are_the_first_ones(path):
+    window = sampler(path, num_drives=1).minibatch(0, 0, range(40))
+    rows = np.concatenate(make_drive().poses)
+    assert all((rows == pose).all(1).any() for pose in window.poses[:, 0].numpy())
+
+
 def test_drives_that_are_too_short(path):
     with pytest.raises(ValueError, match="no drive of split 'held_out' has 16 frames"):
         WindowSampler(LatentFile(path), "held_out", WindowConfig(), num_frames=14, num_anchors=2)

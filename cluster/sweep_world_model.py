@@ -1,0 +1,196 @@
+"""`drive sweep-world-model`: train variants of a world model one after the other, and compare them.
+
+A variant is a name and overrides of the training run. Where they differ in size or in the amount of
+data, a power law is fitted to what is above the autoencoder's floor,
+
+    LPIPS - floor = a x^-b
+
+Every variant is trained into its own folder and goes on where it stopped; what is evaluated is not
+evaluated again. So a sweep can be interrupted, and variants can be added to it.
+"""
+
+import io
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from cluster import evaluate_world_model, train_world_model
+from cluster.config import dump, load
+from cluster.evaluate_world_model import EvaluateWorldModelRun
+from cluster.output import plain, write_text
+from cluster.report import Part, Picture, Table, Text, write_report
+from cluster.train_world_model import TrainWorldModelRun
+from world_model.latents import LatentFile
+
+log = logging.getLogger(__name__)
+
+COLUMNS = (
+    "autoencoder_lpips",
+    "next_frame_lpips",
+    "sequential_lpips_10",
+    "sequential_lpips_25",
+    "sequential_lpips_35",
+    "deviation_realised",
+    "anchored_recovery_m",
+    "unanchored_recovery_m",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepWorldModelRun:
+    """What is compared.
+
+    training, report: the runs that all variants have in common. variants: by name, overrides of
+    training as on the command line. against: what a power law is fitted over, `parameters` or
+    `drives`, or `none`. metric: what it is fitted to.
+    """
+
+    training: TrainWorldModelRun = field(default_factory=TrainWorldModelRun)
+    report: EvaluateWorldModelRun = field(default_factory=EvaluateWorldModelRun)
+    variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    against: Literal["none", "parameters", "drives"] = "none"
+    metric: str = "sequential_lpips_25"
+
+    def __post_init__(self) -> None:
+        if not self.variants:
+            raise ValueError("variants is empty: name at least one, such as {p0: [...]}")
+
+
+def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
+    """Train and evaluate every variant, leaving `report.html`; return the metric of each."""
+    base = output / "training.yaml"
+    write_text(base, dump(config.training))
+    # All overrides are read before the first hour is spent.
+    runs = {name: load(TrainWorldModelRun, base, given) for name, given in config.variants.items()}
+    figures = {}
+    for number, (name, training) in enumerate(runs.items(), 1):
+        log.info("variant %d of %d: %s", number, len(runs), name)
+        figures[name] = figures_of(training, config.report, output / name)
+    law = fitted(config, figures)
+    write_page(output, config, figures, law)
+    result: dict[str, Any] = {name: found.get(config.metric) for name, found in figures.items()}
+    return result | ({"power_law": law} if law else {})
+
+
+def figures_of(
+    training: TrainWorldModelRun, report: EvaluateWorldModelRun, output: Path
+) -> dict[str, Any]:
+    """Train and evaluate one variant, or read what an earlier sweep found."""
+    path = output / "figures.json"
+    if path.exists():
+        return json.loads(path.read_text())
+    output.mkdir(parents=True, exist_ok=True)
+    trained = train_world_model.run(training, output)
+    pages = output / "report"
+    pages.mkdir(exist_ok=True)
+    seen = evaluate_world_model.run(replace(report, model=output / "world_model"), pages)
+    figures = {
+        "parameters": trained["parameters"],
+        "drives": num_drives(training),
+        "seconds": trained["seconds"],
+        **seen,
+    }
+    write_text(path, json.dumps(plain(figures), indent=1))
+    return figures
+
+
+def num_drives(training: TrainWorldModelRun) -> int:
+    """Count the drives that a run learns from."""
+    available = LatentFile(training.latents).splits.count("train")
+    return min(available, training.trainer.windows.num_drives or available)
+
+
+def fitted(
+    config: SweepWorldModelRun, figures: Mapping[str, Mapping[str, Any]]
+) -> dict[str, float]:
+    """Fit the power law; empty without one, or where it cannot be had."""
+    if config.against == "none":
+        return {}
+    rows = [
+        (found[config.against], found[config.metric] - found["autoencoder_lpips"])
+        for found in figures.values()
+        if found.get(config.metric) is not None and found.get("autoencoder_lpips") is not None
+    ]
+    if len({x for x, _ in rows}) < 2 or min(y for _, y in rows) <= 0:
+        log.warning("no power law: it takes LPIPS above the floor of two variants or more")
+        return {}
+    return power_law(*zip(*rows, strict=True))
+
+
+def power_law(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
+    """Fit y = a x^-b by least squares of the logarithms; `r2` is the share that it explains."""
+    slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
+    rest = np.log(y) - (slope * np.log(x) + intercept)
+    spread = np.var(np.log(y))
+    r2 = 1 - np.var(rest) / spread if spread else 1.0
+    return {"a": float(np.exp(intercept)), "b": float(-slope), "r2": float(r2)}
+
+
+def write_page(
+    output: Path,
+    config: SweepWorldModelRun,
+    figures: Mapping[str, Mapping[str, Any]],
+    law: Mapping[str, float],
+) -> None:
+    """Write the comparison, linking each variant's own report."""
+
+    def cell(value: Any) -> str:
+        return "none" if value is None else f"{value:.3f}"
+
+    rows = [
+        [
+            name,
+            f"{found['parameters'] / 1e6:.2f} M",
+            str(found["drives"]),
+            f"{found['seconds'] / 60:.0f} min",
+            *(cell(found.get(column)) for column in COLUMNS),
+        ]
+        for name, found in figures.items()
+    ]
+    parts: list[Part] = [
+        Table(
+            header=("variant", "parameters", "drives", "training", *COLUMNS),
+            rows=rows,
+            heading="Variants",
+        ),
+        Text(
+            text="\n".join(f"{name}: {' '.join(v)}" for name, v in config.variants.items()),
+            heading="Overrides",
+            kind="code",
+        ),
+    ]
+    if law:
+        png = draw_law(config, figures, law)
+        (output / "power_law.png").write_bytes(png)
+        words = f"{config.metric} - floor = {law['a']:.3g} x^-{law['b']:.3f} (r2 {law['r2']:.2f})"
+        parts.append(Picture(png=png, heading=f"Over {config.against}: {words}"))
+    write_report(output / "report.html", "World models compared", parts)
+
+
+def draw_law(
+    config: SweepWorldModelRun,
+    figures: Mapping[str, Mapping[str, Any]],
+    law: Mapping[str, float],
+) -> bytes:
+    """Draw the variants and the line through them, both axes logarithmic."""
+    x = np.array([found[config.against] for found in figures.values()], float)
+    y = np.array([found[config.metric] - found["autoencoder_lpips"] for found in figures.values()])
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axis = figure.subplots()
+    axis.loglog(x, y, "o")
+    for name, px, py in zip(figures, x, y, strict=True):
+        axis.annotate(name, (px, py), fontsize=8)
+    line = np.geomspace(x.min(), x.max(), 50)
+    axis.loglog(line, law["a"] * line ** -law["b"], "-", linewidth=1)
+    axis.set_xlabel(config.against)
+    axis.set_ylabel(f"{config.metric} above the floor")
+    axis.grid(alpha=0.3, which="both")
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
