@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from cluster.bench_reprojection import lpips_or_none
 from cluster.curve_plot import Panel, draw_curves
+from cluster.metadrive_scenes import metadrive_scenes
 from cluster.progress import track
 from cluster.report import Part, Picture, Table, Text, Video, write_report
 from drive_envs.allocator import keep_freed_memory
@@ -57,11 +58,14 @@ class EvaluateWorldModelRun:
     model: folder that `drive train-world-model` left in `output/world_model`, null for the shipped
     one. data: recordings, whose held-out split is used, or `sample`. lpips_weights: folder of LPIPS
     weights, null lets torchvision download the backbone, without which there is no LPIPS.
+    metadrive_scenes: so many more, drawn in MetaDrive, where pictures from beside the path are true
+    ones.
     """
 
     model: Path | None = None
     data: str = "sample"
     lpips_weights: Path | None = None
+    metadrive_scenes: int = 4
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
 
@@ -89,7 +93,8 @@ class Deviation(NamedTuple):
     """Excursions that were commanded, (scene, frame) m beside the recording.
 
     seen: where the pose net sees generated frames taken from, in_truth: those that show the
-    excursion as it would have been seen.
+    excursion as it would have been seen. errors: of generated frames against these, by metric,
+    means over frames.
     """
 
     peak: float
@@ -99,6 +104,7 @@ class Deviation(NamedTuple):
     in_truth: Tensor
     rollouts: Rollouts
     frames: Frames
+    errors: dict[str, float]
 
     @property
     def shares(self) -> tuple[float, float]:
@@ -121,13 +127,18 @@ def run(config: EvaluateWorldModelRun, output: Path) -> dict[str, Any]:
 
     followed = follow(config, sampler, tokenizer, scenes, perceptual, pose_net)
     film(output / "rollout.mp4", followed.rollouts, followed.frames, scenes, variant=0)
-    variants = range(1, 1 + 2 * len(config.evaluation.commanded))
-    deviations = []
-    for variant in track(variants, "commanding deviations"):
-        deviation = deviate(config, sampler, tokenizer, scenes, pose_net, variant)
-        deviations.append(deviation)
+    deviations = {"recordings": command(config, sampler, tokenizer, scenes, perceptual, pose_net)}
+    for deviation in deviations["recordings"]:
         name = f"deviation_{deviation.peak:+g}_m.mp4"
-        film(output / name, deviation.rollouts, deviation.frames, scenes, variant)
+        film(output / name, deviation.rollouts, deviation.frames, scenes, deviation.variant)
+    if config.metadrive_scenes:
+        true_scenes = metadrive_scenes(
+            config.metadrive_scenes, tokenizer, config.evaluation, model.config
+        )
+        found = command(config, sampler, tokenizer, true_scenes, perceptual, pose_net)
+        deviations["MetaDrive"] = found
+        last = found[-1]
+        film(output / "metadrive.mp4", last.rollouts, last.frames, true_scenes, last.variant)
     recoveries = {
         name: recovery(sampler, scenes, config.evaluation, is_anchored=name == "anchored")
         for name in ("anchored", "unanchored")
@@ -203,11 +214,28 @@ def follow(
     return Followed(curves, rollouts, frames["rollout"])
 
 
+def command(
+    config: EvaluateWorldModelRun,
+    sampler: Sampler,
+    tokenizer: Tokenizer,
+    scenes: Sequence[Scene],
+    perceptual: Mapping[str, nn.Module],
+    pose_net: PoseNet,
+) -> list[Deviation]:
+    """Command every excursion in all scenes."""
+    variants = range(1, 1 + 2 * len(config.evaluation.commanded))
+    return [
+        deviate(config, sampler, tokenizer, scenes, perceptual, pose_net, variant)
+        for variant in track(variants, "commanding deviations")
+    ]
+
+
 def deviate(
     config: EvaluateWorldModelRun,
     sampler: Sampler,
     tokenizer: Tokenizer,
     scenes: Sequence[Scene],
+    perceptual: Mapping[str, nn.Module],
     pose_net: PoseNet,
     variant: int,
 ) -> Deviation:
@@ -228,6 +256,7 @@ def deviate(
     commanded = np.stack(
         [scene.drive.lateral[variant, row] for scene, row in zip(scenes, rows, strict=True)]
     )
+    curves = image_curves(frames, true_frames(scenes, variant, num_frames), perceptual)
     peak = config.evaluation.commanded[(variant - 1) // 2] * (1 if variant % 2 else -1)
     return Deviation(
         peak=peak,
@@ -237,6 +266,7 @@ def deviate(
         in_truth=offsets_seen(pose_net, recorded, truth)[..., 0],
         rollouts=rollouts,
         frames=frames,
+        errors={name: float(curve.mean()) for name, curve in curves.items()},
     )
 
 
@@ -252,7 +282,7 @@ def film(
 def headline(
     evaluation: EvaluationConfig,
     followed: Followed,
-    deviations: Sequence[Deviation],
+    deviations: Mapping[str, Sequence[Deviation]],
     recoveries: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
     """Return the figures that matter; LPIPS is AlexNet's, None without weights."""
@@ -263,13 +293,20 @@ def headline(
         return None if curve is None else round(float(curve[frame - 1]), 4)
 
     floor, forced = lpips["autoencoder"], lpips["next frame"]
-    shares = np.array([deviation.shares for deviation in deviations])
+    shares = {
+        kind: np.array([deviation.shares for deviation in found]).mean(0)
+        for kind, found in deviations.items()
+    }
+    in_metadrive = shares.get("MetaDrive")
     return {
         "autoencoder_lpips": None if floor is None else round(float(floor.mean()), 4),
         "next_frame_lpips": None if forced is None else round(float(forced.mean()), 4),
         **{f"sequential_lpips_{n}": at("rollout", n) for n in evaluation.report_frames},
-        "deviation_realised": round(float(shares[:, 0].mean()), 4),
-        "deviation_in_truth": round(float(shares[:, 1].mean()), 4),
+        "deviation_realised": round(float(shares["recordings"][0]), 4),
+        "deviation_in_truth": round(float(shares["recordings"][1]), 4),
+        "metadrive_deviation_realised": (
+            None if in_metadrive is None else round(float(in_metadrive[0]), 4)
+        ),
         "anchored_recovery_m": round(recoveries["anchored"]["anchor"], 4),
         "unanchored_recovery_m": round(recoveries["unanchored"]["anchor"], 4),
     }
@@ -280,13 +317,13 @@ def write_page(
     config: EvaluateWorldModelRun,
     figures: Mapping[str, Any],
     followed: Followed,
-    deviations: Sequence[Deviation],
+    deviations: Mapping[str, Sequence[Deviation]],
     recoveries: Mapping[str, Mapping[str, float]],
 ) -> None:
     """Write `report.html`, and its plots beside it."""
     plots = {
         "images.png": draw_curves(image_panels(followed)),
-        "deviation.png": draw_curves(deviation_panels(deviations)),
+        "deviation.png": draw_curves(deviation_panels(deviations["recordings"])),
     }
     for name, png in plots.items():
         (output / name).write_bytes(png)
@@ -305,14 +342,29 @@ def write_page(
         Picture(png=plots["images.png"], heading="What it shows, frame by frame"),
         Video(source="rollout.mp4", heading="Recorded, and generated below it"),
         Table(
-            header=("commanded peak, m", "realised share", "share that the pose net sees in truth"),
-            rows=[[d.peak, *d.shares] for d in deviations],
-            heading="Commanded deviation",
+            header=(
+                "where",
+                "commanded peak, m",
+                "realised share",
+                "share that the pose net sees in truth",
+                *deviations["recordings"][0].errors,
+            ),
+            rows=[
+                [kind, d.peak, *d.shares, *d.errors.values()]
+                for kind, found in deviations.items()
+                for d in found
+            ],
+            heading="Commanded deviation; in MetaDrive against true pictures",
         ),
         Picture(png=plots["deviation.png"], heading="Metres beside the recording, mean of scenes"),
         *(
             Video(source=f"deviation_{d.peak:+g}_m.mp4", heading=f"{d.peak:+g} m commanded")
-            for d in deviations
+            for d in deviations["recordings"]
+        ),
+        *(
+            [Video(source="metadrive.mp4", heading="In MetaDrive: true, and generated below it")]
+            if "MetaDrive" in deviations
+            else []
         ),
         Table(
             header=("plan", *recoveries["anchored"]),

@@ -159,6 +159,7 @@ def evaluate(model, data, output):
     run = EvaluateWorldModelRun(
         model=model,
         data=data,
+        metadrive_scenes=0,
         evaluation=EvaluationConfig(num_frames=8, report_frames=(4, 8), num_scenes=3),
         sampler=SamplerConfig(num_steps=2, precision="fp32"),
     )
