@@ -22,7 +22,7 @@ from world_model.rotary import rotate
 Tokens = Float[Tensor, "batch token dim"]
 Heads = Float[Tensor, "batch head token head_dim"]
 Condition = Float[Tensor, "batch frame dim"]
-Mask = Bool[Tensor, "*#batch asking asked"]
+Mask = Bool[Tensor, "asking asked"]
 
 
 class KeyValue(NamedTuple):
@@ -87,7 +87,8 @@ class Block(nn.Module):
         if seen is not None:
             key = torch.cat([seen.key.to(key.dtype), key], dim=2)
             value = torch.cat([seen.value.to(value.dtype), value], dim=2)
-        mask = None if mask is None else mask[..., None, :, :]
+        # Of two or four dimensions: with three, PyTorch computes all products in full on the CPU.
+        mask = None if mask is None else mask[None, None]
         attended = scaled_dot_product_attention(query, key, value, attn_mask=mask)
         return self.out(rearrange(attended, "batch head token dim -> batch token (head dim)")), own
 
