@@ -137,7 +137,7 @@ def test_drives_that_are_too_short(path):
 
 def test_a_segment_becomes_drives_and_their_mirror_images(synthetic, tokenizer):
     segment = synthetic.segment_from_path(synthetic.arc_path(num_rows=16), width=32, height=16)
-    config = EncodingConfig(num_excursions=2)
+    config = EncodingConfig(num_excursions=2, precision="fp32")
     drive, mirrored = encode_segment(segment, tokenizer, config, 32, 16)
     assert (drive.name, mirrored.name) == ("synthetic/0", "synthetic/0-mirrored")
     assert drive.latents.shape == (3, 16, 4, 2, 4)
@@ -150,6 +150,12 @@ def test_a_segment_becomes_drives_and_their_mirror_images(synthetic, tokenizer):
     assert np.abs(drive.lateral[1:]).max() > 0.2
     again, _ = encode_segment(segment, tokenizer, config, 32, 16)
     np.testing.assert_array_equal(drive.latents, again.latents)
+    tokenizer.standardise([images])
+    rounded, exact = (
+        next(encode_segment(segment, tokenizer, replace(config, precision=precision), 32, 16))
+        for precision in ("bf16", "fp32")
+    )
+    assert np.abs(rounded.latents - exact.latents).mean() < 0.02
 
 
 def test_plans_lead_back_onto_the_recorded_path(synthetic, tokenizer):
