@@ -30,6 +30,7 @@ from world_model.tokenizer import Tokenizer
 BATCH = 32  # frames that are tokenized together
 LEAST_FRAMES = NUM_PAST + 2  # in a stretch
 
+Precision = Literal["fp32", "bf16"]
 Images = UInt8[Tensor, "frame 2 3 height width"]
 
 
@@ -46,7 +47,7 @@ class EncodingConfig:
     is_mirrored: bool = True
     excursions: ExcursionConfig = field(default_factory=ExcursionConfig)
     source_offsets: tuple[int, ...] = (0, -3)
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "bf16"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -90,10 +91,9 @@ def encode_stretch(
     if drives:
         offsets = config.source_offsets
         images += seen_from(segment, rows, path, drives, width, height, offsets)
-    with torch.autocast(
-        tokenizer.mean.device.type, torch.bfloat16, enabled=config.precision == "bf16"
-    ):
-        return as_latents(name, segment.split, tokenizer, path, drives, images)
+    return as_latents(
+        name, segment.split, tokenizer, path, drives, images, precision=config.precision
+    )
 
 
 def as_latents(
@@ -103,6 +103,8 @@ def as_latents(
     path: RecordedPath,
     drives: Sequence[Excursion],
     images: Sequence[Images],
+    *,
+    precision: Precision = "fp32",
 ) -> LatentDrive:
     """Tokenize what was seen on a path and beside it, and plan back from everywhere."""
     zero = torch.zeros(len(path), dtype=torch.float64)
@@ -111,7 +113,7 @@ def as_latents(
     return LatentDrive(
         name=name,
         split=split,
-        latents=np.stack([tokenized(tokenizer, pictures) for pictures in images]),
+        latents=np.stack([tokenized(tokenizer, pictures, precision) for pictures in images]),
         poses=np.stack([drive.poses.numpy() for drive in variants]),
         lateral=np.stack([drive.lateral.float().numpy() for drive in variants]),
         plans=np.stack([plan for plan, _ in plans]),
@@ -165,8 +167,9 @@ def seen_from(
     return list(torch.from_numpy(np.stack(frames, axis=1)))
 
 
-def tokenized(tokenizer: Tokenizer, images: Images) -> np.ndarray:
+def tokenized(tokenizer: Tokenizer, images: Images, precision: Precision) -> np.ndarray:
     """Return latents as they are kept, float16 (frame, channel, rows, columns)."""
     device = tokenizer.mean.device
-    parts = [tokenizer.encode(batch.to(device)).half().cpu() for batch in images.split(BATCH)]
+    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        parts = [tokenizer.encode(batch.to(device)).half().cpu() for batch in images.split(BATCH)]
     return torch.cat(parts).numpy()
