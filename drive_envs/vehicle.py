@@ -81,10 +81,10 @@ def preset(kind: Literal["plain", "training", "realistic"]) -> VehicleConfig:
             return VehicleConfig()
         case "training":
             return VehicleConfig(
-                delay=(0.0, 0.4),
-                lag=(0.0, 0.4),
-                gain=(0.8, 1.2),
-                wind=(-0.3, 0.3),
+                delay=(0.0, 0.3),
+                lag=(0.0, 0.3),
+                gain=(0.85, 1.15),
+                wind=(-0.2, 0.2),
                 jitter_lateral=(0.0, 0.02),
                 jitter_yaw=(0.0, radians(0.1)),
             )

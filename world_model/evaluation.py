@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from drive_envs.geometry import compose
 from drive_envs.image_metrics import lpips_distance, psnr
-from drive_envs.path import RecordedPath, gather_paths, path_from_segment
+from drive_envs.path import NUM_PAST, RecordedPath, gather_paths, path_from_segment
 from drive_envs.plan import EULER, POSITION, STEP, TIMES
 from drive_envs.scenes import stretches
 from drive_envs.segment import Segment
@@ -250,13 +250,13 @@ def plan_laterals(
     laterals = []
     for scene, plan in zip(scenes, plans, strict=True):
         row = scene.first - 1
-        paths = gather_paths([scene.path], [row], 0)
+        start = max(row, NUM_PAST)  # a `Paths` begins no earlier
         ego = torch.from_numpy(scene.drive.poses[variant, row])
         points = torch.cat([plan[:, POSITION][:, :2], plan[:, EULER][:, 2:]], dim=-1).double().cpu()
         poses = compose(ego.expand(len(points), 3), points)
-        guess = paths.at_time(TIMES[None]).station[0]
-        many = gather_paths([scene.path] * len(poses), [row] * len(poses), 0)
-        laterals.append(many.project(poses, guess).lateral)
+        paths = gather_paths([scene.path] * len(poses), [start] * len(poses), 0)
+        time = TIMES[:, None] + (row - start) * STEP
+        laterals.append(paths.project(poses, paths.at_time(time).station[:, 0]).lateral)
     return torch.stack(laterals)
 
 
