@@ -14,7 +14,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.interpolate import CubicSpline
 from torch import Tensor, nn
 
 from drive_envs.geometry import compose
@@ -118,22 +117,24 @@ def other_drives(path: RecordedPath, config: EvaluationConfig, num_context: int)
         for side in (1, -1)
     ]
     return [
-        *(excursion(path, offset, MAX_HEADING) for offset in commanded),
+        *(excursion(path, *offset, MAX_HEADING) for offset in commanded),
         *(beside(path, side * config.displaced) for side in (1, -1)),
     ]
 
 
-def there_and_back(peak: float, first: int, num_frames: int, num_rows: int) -> CubicSpline:
-    """Return a lateral offset over time: zero, out to a peak by the middle, zero again."""
-    rows = np.arange(num_rows)
-    phase = ((rows - first + 1) / num_frames).clip(0, 1)
-    return CubicSpline(rows * STEP, 0.5 * peak * (1 - np.cos(2 * np.pi * phase)))
+def there_and_back(
+    peak: float, first: int, num_frames: int, num_rows: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return a lateral offset row by row, and its rate: zero, out to a peak, zero again."""
+    phase = ((np.arange(num_rows) - first + 1) / num_frames).clip(0, 1)
+    turn = 2 * np.pi * phase
+    offset = 0.5 * peak * (1 - np.cos(turn))
+    return offset, np.pi * peak * np.sin(turn) / (num_frames * STEP)
 
 
 def beside(path: RecordedPath, lateral: float) -> Excursion:
     """Return a drive that is off to one side all along."""
-    constant = CubicSpline([0.0, len(path) * STEP], [lateral, lateral])
-    return excursion(path, constant, MAX_HEADING)
+    return excursion(path, np.full(len(path), lateral), np.zeros(len(path)), MAX_HEADING)
 
 
 def fitting_stretches(segment: Segment, num_rows: int) -> list[slice]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from scipy.interpolate import CubicSpline
 from torch import Tensor
 
@@ -71,13 +71,18 @@ def draw_excursion(
     offsets = rng.uniform(-config.lateral, config.lateral, len(times))
     offsets[rng.random(len(times)) < config.share_on_path] = 0.0
     spline = CubicSpline(times, offsets, bc_type="clamped")
-    return excursion(path, spline, config.max_heading)
+    rows = STEP * np.arange(len(path))
+    return excursion(path, spline(rows), spline(rows, 1), config.max_heading)
 
 
-def excursion(path: RecordedPath, offset: CubicSpline, max_heading: float) -> Excursion:
-    """Follow an offset in metres over seconds since the path's first row."""
-    time = STEP * np.arange(len(path))
-    lateral, rate = torch.from_numpy(offset(time)), torch.from_numpy(offset(time, 1))
+def excursion(
+    path: RecordedPath,
+    offset: Float64[np.ndarray, " rows"],
+    offset_rate: Float64[np.ndarray, " rows"],
+    max_heading: float,
+) -> Excursion:
+    """Follow an offset in metres, that changes at a rate in m/s, row by row of a path."""
+    lateral, rate = torch.from_numpy(offset), torch.from_numpy(offset_rate)
     metric = (1 - path.curvature * lateral).clamp(min=MIN_METRIC)
     tangent = rate / (path.speed.clamp(min=MIN_SPEED) * metric)
     steepest = float(tangent.abs().max())

@@ -14,7 +14,8 @@ from world_model.tokenizer import Tokenizer
 @pytest.mark.slow
 def test_displaced_drives_are_drawn_from_beside_the_path():
     torch.manual_seed(0)
-    tokenizer = Tokenizer(AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1))
+    config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    tokenizer = Tokenizer(config)
     evaluation = EvaluationConfig(num_frames=4, report_frames=(4,), commanded=(0.5,))
     model = WorldModelConfig(width=64, height=32, latent_channels=4, num_history=2)
     (scene,) = metadrive_scenes(1, tokenizer.eval(), evaluation, model)

@@ -36,11 +36,11 @@ def tokenizer():
 
 def test_excursions_go_out_and_come_back(synthetic):
     path = synthetic.winding_path()
-    offset = there_and_back(1.0, 10, 20, len(path))
-    rows = 0.2 * np.arange(len(path))
-    np.testing.assert_allclose(offset(rows)[:10], 0.0, atol=1e-9)
-    assert offset(rows)[19] == pytest.approx(1.0)  # the tenth of twenty generated frames
-    np.testing.assert_allclose(offset(rows)[29:], 0.0, atol=1e-9)
+    offset, rate = there_and_back(1.0, 10, 20, len(path))
+    np.testing.assert_allclose(offset[:10], 0.0, atol=1e-9)
+    assert offset[19] == pytest.approx(1.0)  # the tenth of twenty generated frames
+    np.testing.assert_allclose(offset[29:], 0.0, atol=1e-9)
+    np.testing.assert_allclose(rate[11:28], (offset[12:29] - offset[10:27]) / 0.4, atol=0.02)
     assert beside(path, -1.0).lateral.eq(-1.0).all()
     drives = other_drives(path, CONFIG, 10)
     peaks = [float(drive.lateral[drive.lateral.abs().argmax()]) for drive in drives]
