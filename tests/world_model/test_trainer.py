@@ -131,6 +131,8 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
     from world_model.windows import Window
 
     config = WorldModelConfig(size="500m", width=256, height=128, latent_channels=32)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
     torch.manual_seed(0)
     model = WorldModel(config)
     num = config.num_history + 1
@@ -160,5 +162,6 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
     anchors = Anchors(window.anchors, window.anchor_poses, window.wait + 1)
     memory, _ = sampler.begin(window.frames, window.poses, anchors)
     made = sampler.step(memory, poses[:, num], torch.randn(1, *shape))
+    torch.set_num_threads(threads)
     assert made.latent.shape == (1, *shape)
     assert made.latent.isfinite().all()
