@@ -23,6 +23,7 @@ from torch import Tensor
 log = logging.getLogger(__name__)
 
 STATE, RUN = "state.json", "run.yaml"
+REMOVING = ".removing"
 NAME = re.compile(r"step_(\d+)")
 
 
@@ -48,8 +49,8 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> 
     """Write `folder`/step_NNNNNN and remove all but the `keep` newest; return where it is."""
     place = folder / f"step_{checkpoint.step:06d}"
     aside = folder / f"{place.name}.writing"
-    if aside.exists():
-        shutil.rmtree(aside)
+    for torn in (*folder.glob(f"*{REMOVING}"), *folder.glob(aside.name)):
+        shutil.rmtree(torn)
     aside.mkdir(parents=True)
     contents = {
         f"{name}.safetensors": save({key: value.contiguous() for key, value in tensors.items()})
@@ -63,12 +64,17 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> 
         write_synced(aside / name, content)
     sync_folder(aside)
     if place.exists():
-        shutil.rmtree(place)
+        remove(place)
     aside.rename(place)
     sync_folder(folder)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        remove(old)
     return place
+
+
+def remove(place: Path) -> None:
+    """Remove a checkpoint; killed in mid-removal, none is left that is not whole."""
+    shutil.rmtree(place.rename(place.with_name(place.name + REMOVING)))
 
 
 def read_checkpoint(place: Path) -> Checkpoint:

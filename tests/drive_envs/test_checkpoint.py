@@ -74,6 +74,14 @@ for step in range(1, 10**6):
 
 
 @pytest.mark.slow
+def test_what_a_killed_removal_left_is_not_read_and_goes(tmp_path):
+    torn = tmp_path / "step_000001.removing"
+    torn.mkdir()
+    assert checkpoints(tmp_path) == []
+    write_checkpoint(tmp_path, a_checkpoint(2))
+    assert [place.name for place in tmp_path.iterdir()] == ["step_000002"]
+
+
 def test_a_writer_killed_at_any_moment_leaves_a_whole_one(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", WRITE_FOREVER, str(tmp_path)])
     while not checkpoints(tmp_path):
