@@ -54,7 +54,7 @@ class Scorer:
 
 @lru_cache(maxsize=8)
 def driver_of(name: str) -> Driver:
-    """Make the driver of this name; PolicyFileError when it is a policy that cannot be read."""
+    """Make the driver of this name; NetworkFileError when it is a policy that cannot be read."""
     match name:
         case "teacher":
             return TeacherDriver()

@@ -6,22 +6,21 @@ are uint8 (batch, 2, 3, H, W), narrow first; latents float32 (batch, channel, H 
 normal in each channel.
 
 On disk a tokenizer is a folder, `tokenizer.safetensors` beside `tokenizer.json`. A pretrained one
-leaves its weights where they are. Nothing is pickled.
+leaves its weights where they are. See `drive_envs.network_file` for what is refused.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, UInt8
-from safetensors import SafetensorError
-from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from drive_envs.network_file import check_weights, read_described, rebuilt, write_network
 from world_model.autoencoder import Autoencoder, AutoencoderConfig
 from world_model.pretrained import PretrainedAutoencoder, PretrainedConfig
 
@@ -31,10 +30,6 @@ MIN_DEVIATION = 1e-3  # of a channel: one that never varies is not blown up
 Images = UInt8[Tensor, "batch 2 3 height width"]
 Latent = Float[Tensor, "batch channel rows columns"]
 TokenizerConfig = AutoencoderConfig | PretrainedConfig
-
-
-class TokenizerError(ValueError):
-    """A tokenizer's folder is incomplete, damaged, or of another network."""
 
 
 @runtime_checkable
@@ -128,61 +123,35 @@ def to_uint8(images: Float[Tensor, "batch 2 3 height width"]) -> Images:
 
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """Write a tokenizer into a folder, which is made if need be; weights as float16."""
-    folder.mkdir(parents=True, exist_ok=True)
     is_own = isinstance(tokenizer.config, AutoencoderConfig)
     kept = {
-        name: value.contiguous().half() if name.startswith("coder.") else value
+        name: value.half() if name.startswith("coder.") else value
         for name, value in tokenizer.state_dict().items()
         if is_own or not name.startswith("coder.")
     }
-    content = save(kept)
-    state = {
-        "sha256": {WEIGHTS: hashlib.sha256(content).hexdigest()},
-        "tokenizer": asdict(tokenizer.config),
-    }
-    (folder / WEIGHTS).write_bytes(content)
-    (folder / STATE).write_text(json.dumps(state, indent=1))
+    described = asdict(tokenizer.config)
+    write_network(folder / WEIGHTS, folder / STATE, kept, tokenizer=described)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """Rebuild a tokenizer, in evaluation mode; TokenizerError says which file is wrong, and how."""
-    config, digest = read_state(folder / STATE)
-    try:
-        content = (folder / WEIGHTS).read_bytes()
-    except OSError as error:
-        raise TokenizerError(f"{folder / WEIGHTS} cannot be read: {error.strerror}") from error
-    if hashlib.sha256(content).hexdigest() != digest:
-        raise TokenizerError(f"{folder / WEIGHTS} is damaged: its digest is not {STATE}'s")
-    try:
-        weights = load(content)
-    except SafetensorError as error:
-        raise TokenizerError(f"{folder / WEIGHTS} is not a safetensors file: {error}") from error
+    """Rebuild a tokenizer, in evaluation mode and without gradients.
+
+    NetworkFileError says which file is wrong, and how.
+    """
+    config, weights = read_described(
+        folder / STATE,
+        folder / WEIGHTS,
+        "a tokenizer",
+        lambda tree: config_from_json(tree["tokenizer"]),
+    )
+    if isinstance(config, AutoencoderConfig):
+        make = partial(Tokenizer, config)
+        return rebuilt(make, weights, folder / WEIGHTS, STATE).requires_grad_(False)
     tokenizer = Tokenizer(config)
-    own = tokenizer.state_dict()
-    if isinstance(config, PretrainedConfig):
-        weights = {name: value for name, value in own.items() if name not in weights} | weights
-    if different := sorted(
-        name
-        for name in own.keys() | weights.keys()
-        if name not in own or name not in weights or own[name].shape != weights[name].shape
-    ):
-        raise TokenizerError(
-            f"{folder / WEIGHTS} is of another network than {STATE} says: {len(different)} weights "
-            f"are missing, unknown or of another shape, the first is '{different[0]}'"
-        )
-    tokenizer.load_state_dict({name: value.to(own[name]) for name, value in weights.items()})
+    statistics = {"mean": tokenizer.mean, "deviation": tokenizer.deviation}
+    check_weights(weights, statistics, folder / WEIGHTS, STATE)
+    tokenizer.load_state_dict(weights, strict=False)
     return tokenizer.eval().requires_grad_(False)
-
-
-def read_state(path: Path) -> tuple[TokenizerConfig, str]:
-    """Read a tokenizer's configuration and its weights' digest."""
-    try:
-        tree = json.loads(path.read_bytes())
-        return config_from_json(tree["tokenizer"]), tree["sha256"][WEIGHTS]
-    except OSError as error:
-        raise TokenizerError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise TokenizerError(f"{path} does not describe a tokenizer: {error}") from error
 
 
 def config_from_json(tree: Mapping[str, Any]) -> TokenizerConfig:

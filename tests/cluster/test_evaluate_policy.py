@@ -19,10 +19,11 @@ from cluster.lateral_plot import draw_lateral
 from cluster.score_report import failures_of, headline, table_of
 from drive_actors.drivers import StraightDriver, TeacherDriver
 from drive_actors.policy import Policy, PolicyConfig
-from drive_actors.policy_file import PolicyFileError, save_policy
+from drive_actors.policy_file import save_policy
 from drive_actors.scoring import lost, score
 from drive_envs.blank import Blank
 from drive_envs.metadrive_assets import assets_missing
+from drive_envs.network_file import NetworkFileError
 from drive_envs.scenarios import ScenarioError, load_scenarios
 
 SHIPPED = load_scenarios()
@@ -139,7 +140,7 @@ def test_policies_must_fit_together(tmp_path):
     with pytest.raises(ValueError, match="needs render=true"):
         image_size({"a": str(small)}, is_rendered=False)
     (small / "policy.safetensors").write_bytes(b"damaged")
-    with pytest.raises(PolicyFileError, match=r"policy\.safetensors is damaged"):
+    with pytest.raises(NetworkFileError, match=r"policy\.safetensors is damaged"):
         image_size({"a": str(small)}, is_rendered=True)
 
 

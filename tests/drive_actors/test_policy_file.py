@@ -5,7 +5,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from drive_actors.policy_file import STATE, WEIGHTS, PolicyFileError, load_policy, save_policy
+from drive_actors.policy_file import STATE, WEIGHTS, load_policy, save_policy
+from drive_envs.network_file import NetworkFileError
 
 
 @pytest.fixture
@@ -40,16 +41,16 @@ def test_round_trip(folder, tiny_policy):
 def test_a_missing_or_torn_file_is_named(folder, name):
     content = (folder / name).read_bytes()
     (folder / name).write_bytes(content[: len(content) // 2])
-    with pytest.raises(PolicyFileError, match=name):
+    with pytest.raises(NetworkFileError, match=name):
         load_policy(folder)
     (folder / name).unlink()
-    with pytest.raises(PolicyFileError, match=f"{name} cannot be read"):
+    with pytest.raises(NetworkFileError, match=f"{name} cannot be read"):
         load_policy(folder)
 
 
 def test_a_pickle_is_not_opened(folder):
     replace_weights(folder, b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(PolicyFileError, match="not a safetensors file"):
+    with pytest.raises(NetworkFileError, match="not a safetensors file"):
         load_policy(folder)
 
 
@@ -59,13 +60,13 @@ def test_a_pickle_is_not_opened(folder):
 )
 def test_an_impossible_configuration_is_named(folder, key, value):
     edit(folder, lambda tree: tree["state"]["policy"].update({key: value}))
-    with pytest.raises(PolicyFileError, match="policy"):
+    with pytest.raises(NetworkFileError, match="policy"):
         load_policy(folder)
 
 
 def test_a_configuration_of_another_network_costs_no_memory(folder):
     edit(folder, lambda tree: tree["state"]["policy"].update({"num_features": 10**8}))
-    with pytest.raises(PolicyFileError, match="another network"):
+    with pytest.raises(NetworkFileError, match="another network"):
         load_policy(folder)
 
 
@@ -73,5 +74,5 @@ def test_weights_that_are_not_finite_are_refused(folder, tiny_policy):
     weights = tiny_policy.state_dict()
     weights["time_embedding"] = weights["time_embedding"] * torch.nan
     replace_weights(folder, save(weights))
-    with pytest.raises(PolicyFileError, match="not finite"):
+    with pytest.raises(NetworkFileError, match="not finite"):
         load_policy(folder)

@@ -3,10 +3,11 @@ import json
 import pytest
 import torch
 
+from drive_envs.network_file import NetworkFileError
 from tests.world_model.conftest import CONFIG
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel
-from world_model.model_file import WorldModelError, load_world_model, save_world_model
+from world_model.model_file import load_world_model, save_world_model
 from world_model.tokenizer import Tokenizer, save_tokenizer
 
 
@@ -34,7 +35,7 @@ def test_a_model_comes_back_with_its_tokenizer(folder, model):
 def test_what_does_not_belong_together_is_refused(folder):
     torch.manual_seed(2)
     save_tokenizer(make_tokenizer(), folder)
-    with pytest.raises(WorldModelError, match="tokenizer in it is not the one"):
+    with pytest.raises(NetworkFileError, match="tokenizer in it is not the one"):
         load_world_model(folder)
 
 
@@ -42,20 +43,20 @@ def test_damage_is_named(folder, tmp_path):
     weights, state = folder / "world_model.safetensors", folder / "world_model.json"
     content, text = weights.read_bytes(), state.read_text()
     weights.write_bytes(content[:-1] + b"x")
-    with pytest.raises(WorldModelError, match="is damaged"):
+    with pytest.raises(NetworkFileError, match="is damaged"):
         load_world_model(folder)
     weights.write_bytes(content)
     tree = json.loads(text)
     state.write_text(json.dumps(tree | {"world_model": tree["world_model"] | {"size": "pico"}}))
-    with pytest.raises(WorldModelError, match="of another network than"):
+    with pytest.raises(NetworkFileError, match="of another network than"):
         load_world_model(folder)
     state.write_text(json.dumps(tree | {"world_model": tree["world_model"] | {"size": "huge"}}))
-    with pytest.raises(WorldModelError):
+    with pytest.raises(NetworkFileError):
         load_world_model(folder)
     state.write_text("{}")
-    with pytest.raises(WorldModelError, match="does not describe a world model"):
+    with pytest.raises(NetworkFileError, match="does not describe a world model"):
         load_world_model(folder)
-    with pytest.raises(WorldModelError, match="cannot be read"):
+    with pytest.raises(NetworkFileError, match="there is no world model at"):
         load_world_model(tmp_path / "nowhere")
 
 
@@ -64,5 +65,5 @@ def test_weights_that_are_not_numbers(tmp_path):
     with torch.no_grad():
         broken.space[0, 0] = float("nan")
     save_world_model(broken, make_tokenizer(), tmp_path)
-    with pytest.raises(WorldModelError, match="not finite"):
+    with pytest.raises(NetworkFileError, match="not finite"):
         load_world_model(tmp_path)

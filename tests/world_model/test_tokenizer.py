@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from drive_envs.image_metrics import import_torchvision
+from drive_envs.network_file import NetworkFileError
 from world_model.autoencoder import Autoencoder, AutoencoderConfig
 from world_model.optimizer import Optimizer, OptimizerConfig
 from world_model.pretrained import PretrainedConfig
-from world_model.tokenizer import Tokenizer, TokenizerError, load_tokenizer, save_tokenizer
+from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 from world_model.tokenizer_training import (
     FrameSet,
     TokenizerLossConfig,
@@ -131,20 +132,20 @@ def test_damaged_folders_are_refused(tokenizer, tmp_path):
     content = (tmp_path / "tokenizer.safetensors").read_bytes()
 
     (tmp_path / "tokenizer.safetensors").write_bytes(content[:-1] + b"x")
-    with pytest.raises(TokenizerError, match="is damaged"):
+    with pytest.raises(NetworkFileError, match="is damaged"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.safetensors").write_bytes(content)
 
     other = state | {"tokenizer": state["tokenizer"] | {"latent_channels": 8}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(other))
-    with pytest.raises(TokenizerError, match="of another network than tokenizer"):
+    with pytest.raises(NetworkFileError, match="of another network than tokenizer"):
         load_tokenizer(tmp_path)
 
     (tmp_path / "tokenizer.json").write_text(json.dumps(state | {"tokenizer": {"kind": "best"}}))
-    with pytest.raises(TokenizerError, match="kind is 'best'; it must be own or pretrained"):
+    with pytest.raises(NetworkFileError, match="kind is 'best'; it must be own or pretrained"):
         load_tokenizer(tmp_path)
 
-    with pytest.raises(TokenizerError, match="cannot be read"):
+    with pytest.raises(NetworkFileError, match="cannot be read"):
         load_tokenizer(tmp_path / "nowhere")
 
 
