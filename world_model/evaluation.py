@@ -27,7 +27,7 @@ from world_model.excursions import Excursion, excursion
 from world_model.latents import LatentDrive
 from world_model.pose_net import PoseNet, estimate
 from world_model.previews import Frames
-from world_model.rollouts import Rollouts, plans_from, roll_out
+from world_model.rollouts import plans_from
 from world_model.sampler import Sampler
 from world_model.tokenizer import Tokenizer, to_float
 
@@ -144,27 +144,6 @@ def fitting_stretches(segment: Segment, num_rows: int) -> list[slice]:
         for rows in stretches(segment)
         if rows.stop - rows.start >= num_rows
     ]
-
-
-def generate(
-    sampler: Sampler,
-    scenes: Sequence[Scene],
-    num_frames: int,
-    *,
-    variant: int,
-    seed: int,
-    truth_as_history: bool = False,
-) -> Rollouts:
-    """Generate the frames of all scenes along one of their variants."""
-    starts = [(scene.drive, scene.first) for scene in scenes]
-    return roll_out(
-        sampler,
-        starts,
-        num_frames,
-        seed=seed,
-        variant=variant,
-        truth_as_history=truth_as_history,
-    )
 
 
 def true_frames(scenes: Sequence[Scene], variant: int, num_frames: int) -> Frames:
