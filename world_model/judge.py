@@ -90,11 +90,9 @@ class Judge:
 
     def follow(self, scenes: Sequence[Scene]) -> Followed:
         """Generate the recordings again, and compare frame by frame."""
-        num_frames, seed = self.evaluation.num_frames, self.evaluation.seed
-        rollouts = generate(self.sampler, scenes, num_frames, variant=0, seed=seed)
-        forced = generate(
-            self.sampler, scenes, num_frames, variant=0, seed=seed, truth_as_history=True
-        )
+        num_frames = self.evaluation.num_frames
+        rollouts = self.generate(scenes, variant=0)
+        forced = self.generate(scenes, variant=0, truth_as_history=True)
         truth = true_frames(scenes, 0, num_frames)
         frames = {
             "autoencoder": decoded(self.tokenizer, rollouts.truth),
@@ -115,9 +113,7 @@ class Judge:
     def deviate(self, scenes: Sequence[Scene], variant: int) -> Deviation:
         """Generate along an excursion, and see where the frames were taken from."""
         num_frames = self.evaluation.num_frames
-        rollouts = generate(
-            self.sampler, scenes, num_frames, variant=variant, seed=self.evaluation.seed
-        )
+        rollouts = self.generate(scenes, variant=variant)
         rows = [slice(scene.first, scene.first + num_frames) for scene in scenes]
 
         def decoded_variant(variant: int) -> Frames:
