@@ -9,6 +9,16 @@ from cluster.report import Part, Picture, Table, Text, Video, write_report
 from world_model.judge import KINDS, Deviation, Followed
 
 
+UNITS = {
+    "psnr": "PSNR, dB",
+    "lpips_alex": "LPIPS (AlexNet)",
+    "lpips_squeeze": "LPIPS (SqueezeNet)",
+    "drift": "Frechet distance",
+    "off_pose": "m off the pose",
+    "off_heading": "rad off the heading",
+}
+
+
 def write_page(
     output: Path,
     about: str,
@@ -30,7 +40,10 @@ def write_page(
         Text(text=about),
         Table(header=("figure", "value"), rows=rows, heading="Figures"),
         Table(
-            header=("frame", *(f"{kind} {m}" for kind in KINDS for m in followed.curves[kind])),
+            header=(
+                "frame",
+                *(f"{kind}: {UNITS[m]}" for kind in KINDS for m in followed.curves[kind]),
+            ),
             rows=[
                 [n, *(float(c[n - 1]) for kind in KINDS for c in followed.curves[kind].values())]
                 for n in report_frames
@@ -78,7 +91,7 @@ def image_panels(followed: Followed) -> list[Panel]:
     metrics = followed.curves[KINDS[0]]
     return [
         Panel(
-            title=metric,
+            title=UNITS[metric],
             label="frame",
             curves={kind: followed.curves[kind][metric] for kind in KINDS},
         )
