@@ -8,7 +8,6 @@ from cluster.curve_plot import Panel, draw_curves
 from cluster.report import Part, Picture, Table, Text, Video, write_report
 from world_model.judge import KINDS, Deviation, Followed
 
-
 UNITS = {
     "psnr": "PSNR, dB",
     "lpips_alex": "LPIPS (AlexNet)",
