@@ -14,7 +14,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from jaxtyping import Float, UInt8
@@ -30,21 +30,6 @@ MIN_DEVIATION = 1e-3  # of a channel: one that never varies is not blown up
 Images = UInt8[Tensor, "batch 2 3 height width"]
 Latent = Float[Tensor, "batch channel rows columns"]
 TokenizerConfig = AutoencoderConfig | PretrainedConfig
-
-
-@runtime_checkable
-class Coder(Protocol):
-    """What both autoencoders do, with float images (batch, 2, 3, H, W) in [-1, 1]."""
-
-    latent_channels: int
-
-    def encode(self, images: Tensor) -> Tensor:
-        """Return (batch, channel, H / 8, W / 8)."""
-        ...
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Go back."""
-        ...
 
 
 class Tokenizer(nn.Module):
