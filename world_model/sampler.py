@@ -3,12 +3,14 @@
 A frame is made by Euler steps from noise, looking at the anchors and at the finished frames before
 it. These are clean and stay as they are, so their keys and values are computed once, when they are
 finished, and are kept: in `Memory`, where a new frame takes the place of the oldest. As positions
-are rotary and what is told of a frame never changes, this equals computing all of it anew.
+are rotary and what is told of a frame never changes, this equals computing all of it anew. Scenes
+in a memory need not have begun together.
 
 A finished frame is looked at once more, clean: that gives its keys and values, and its plan.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -16,12 +18,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drive_envs.plan import Hypotheses
-from world_model.dit import Told, WorldModel
+from world_model.dit import SIZES, Told, WorldModel, WorldModelConfig
 from world_model.flow import Latents, euler
 from world_model.transformer import KeyValue
 from world_model.windows import Poses, joined, tell, window_mask
 
 Pose = Float[Tensor, "batch 3"]
+Scenes = Int[Tensor, " batch"]
 Latent = Float[Tensor, "batch channel height width"]
 
 
@@ -49,19 +52,92 @@ class SamplerConfig:
 
 @dataclass
 class Memory:
-    """What scenes being generated side by side remember.
+    """What scenes remember, of any number and each at its own time.
 
-    blocks: of each block, keys and values of the anchors, then of the last finished frames. pose,
-    place: of the newest of these. anchor_pose, anchor_place: of the first anchor, None without.
+    blocks: of each block, keys and values (scene, head, token, head_dim) of the anchors, of the last
+    finished frames, and room for the frame that is being made. oldest: which of the finished frames
+    gives way next. pose, place: of the newest. anchor_pose, anchor_place: of the first anchor, None
+    without anchors.
     """
 
+    config: WorldModelConfig
     blocks: list[KeyValue]
-    num_anchor_tokens: int
-    oldest: int
+    oldest: Scenes
     pose: Pose
-    place: Int[Tensor, " batch"]
+    place: Scenes
     anchor_pose: Pose | None
-    anchor_place: Int[Tensor, " batch"] | None
+    anchor_place: Scenes | None
+
+    @classmethod
+    def empty(
+        cls,
+        config: WorldModelConfig,
+        num_scenes: int,
+        *,
+        is_anchored: bool,
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+    ) -> "Memory":
+        """Make room for some scenes; nothing is allocated afterwards."""
+        num_layers, dim, num_heads = SIZES[config.size]
+        num_frames = config.num_anchors * is_anchored + config.num_history + 1
+        shape = num_scenes, num_heads, num_frames * config.num_tokens, dim // num_heads
+        blocks = [
+            KeyValue(*(torch.zeros(shape, dtype=dtype, device=device) for _ in KeyValue._fields))
+            for _ in range(num_layers)
+        ]
+        pose = torch.zeros(num_scenes, 3, dtype=torch.float64, device=device)
+        place = torch.zeros(num_scenes, dtype=torch.int64, device=device)
+        return cls(
+            config=config,
+            blocks=blocks,
+            oldest=place.clone(),
+            pose=pose,
+            place=place,
+            anchor_pose=pose.clone() if is_anchored else None,
+            anchor_place=place.clone() if is_anchored else None,
+        )
+
+    @property
+    def num_anchors(self) -> int:
+        """Frames of the future that each scene remembers."""
+        return 0 if self.anchor_pose is None else self.config.num_anchors
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the keys and values."""
+        return sum(part.nbytes for block in self.blocks for part in block)
+
+    def pick(self, scenes: Scenes) -> "Memory":
+        """Return a copy of what some scenes remember."""
+        return replace(
+            self,
+            blocks=[KeyValue(block.key[scenes], block.value[scenes]) for block in self.blocks],
+            **{name: part[scenes] for name, part in self._states()},
+        )
+
+    def put(self, scenes: Scenes, other: "Memory") -> None:
+        """Let some scenes remember what those of another memory do."""
+        for mine, theirs in zip(self.blocks, other.blocks, strict=True):
+            mine.key[scenes], mine.value[scenes] = theirs.key.to(mine.key), theirs.value.to(mine.key)
+        for (_, mine), (_, theirs) in zip(self._states(), other._states(), strict=True):
+            mine[scenes] = theirs
+
+    def remember(self, scenes: Scenes, new: Sequence[KeyValue], pose: Pose) -> None:
+        """Let a finished frame of each of some scenes take the place of the oldest."""
+        num_tokens = self.config.num_tokens
+        first = (self.num_anchors + self.oldest[scenes]) * num_tokens
+        tokens = first[:, None] + torch.arange(num_tokens, device=first.device)
+        for kept, own in zip(self.blocks, new, strict=True):
+            for mine, part in zip(kept, own, strict=True):
+                mine.transpose(1, 2)[scenes[:, None], tokens] = part.transpose(1, 2).to(mine.dtype)
+        self.oldest[scenes] = (self.oldest[scenes] + 1) % self.config.num_history
+        self.pose[scenes], self.place[scenes] = pose, self.place[scenes] + 1
+
+    def _states(self) -> list[tuple[str, Tensor]]:
+        """Return what is kept of each scene beside keys and values, by name."""
+        names = ("oldest", "pose", "place", "anchor_pose", "anchor_place")
+        return [(name, part) for name in names if (part := getattr(self, name)) is not None]
 
 
 class Generated(NamedTuple):
@@ -113,33 +189,41 @@ class Sampler:
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
             seen = self.model(latents, told, mask, planning=slice(-1, None))
-        tokens = self.model.config.num_tokens
-        kept = self.num_history * tokens
-        blocks = [
-            KeyValue(*(remembered(part, num_anchors * tokens, kept) for part in block))
-            for block in seen.memory
-        ]
-        memory = Memory(
-            blocks=blocks,
-            num_anchor_tokens=num_anchors * tokens,
-            oldest=0,
-            pose=poses[:, -1],
-            place=places[:, -1],
-            anchor_pose=pose,
-            anchor_place=place,
+        memory = Memory.empty(
+            self.model.config,
+            len(context),
+            is_anchored=anchors is not None,
+            dtype=seen.memory[0].key.dtype,
+            device=device,
         )
+        tokens = self.model.config.num_tokens
+        end = (num_anchors + self.num_history) * tokens
+        for kept, own in zip(memory.blocks, seen.memory, strict=True):
+            for mine, part in zip(kept, own, strict=True):
+                mine[:, :, : num_anchors * tokens] = part[:, :, : num_anchors * tokens]
+                mine[:, :, num_anchors * tokens : end] = part[:, :, -self.num_history * tokens :]
+        memory.pose, memory.place = poses[:, -1].clone(), places[:, -1].clone()
+        memory.anchor_pose, memory.anchor_place = pose, place
         return memory, Generated(context[:, -1], first_frame(seen.plan))
 
     @torch.inference_mode()
-    def step(self, memory: Memory, pose: Pose, noise: Latent) -> Generated:
-        """Generate what is seen from `pose`, one frame later, and remember it."""
-        told = self._told(memory, pose)
+    def step(
+        self, memory: Memory, pose: Pose, noise: Latent, scenes: Scenes | None = None
+    ) -> Generated:
+        """Generate what is seen from `pose`, one frame later, and remember it.
+
+        scenes: which of those in `memory`, all of them by default.
+        """
+        seen = memory if scenes is None else memory.pick(scenes)
+        told = self._told(seen, pose)
         steps = self.config.num_steps
         with self.autocast(pose.device):
-            latent = euler(lambda x, tau: self._field(memory, told, x, tau), noise[:, None], steps)
-            seen = self.model(latent, told, None, memory.blocks, planning=slice(None))
-        self._remember(memory, seen.memory, pose)
-        return Generated(latent[:, 0], first_frame(seen.plan))
+            latent = euler(lambda x, tau: self._field(seen, told, x, tau), noise[:, None], steps)
+            made = self.model(latent, told, None, seen.blocks, planning=slice(None))
+        if scenes is None:
+            scenes = torch.arange(len(pose), device=pose.device)
+        memory.remember(scenes, made.memory, pose)
+        return Generated(latent[:, 0], first_frame(made.plan))
 
     def _told(self, memory: Memory, pose: Pose) -> Told:
         place = memory.place[:, None] + 1
@@ -154,25 +238,9 @@ class Sampler:
         without = self.model(x, blind, None, memory.blocks).velocity
         return torch.lerp(without, velocity, self.config.guidance)
 
-    def _remember(self, memory: Memory, new: list[KeyValue], pose: Pose) -> None:
-        """Let the new frame take the place of the oldest; the order of keys does not matter."""
-        tokens = self.model.config.num_tokens
-        start = memory.num_anchor_tokens + memory.oldest * tokens
-        for kept, own in zip(memory.blocks, new, strict=True):
-            kept.key[:, :, start : start + tokens] = own.key
-            kept.value[:, :, start : start + tokens] = own.value
-        memory.oldest = (memory.oldest + 1) % self.num_history
-        memory.pose, memory.place = pose, memory.place + 1
-
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which the network runs."""
         return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
-
-
-def remembered(part: Tensor, num_anchor_tokens: int, num_kept: int) -> Tensor:
-    """Keep the anchors' tokens and the newest ones, in memory of their own."""
-    newest = part[:, :, part.shape[2] - num_kept :]
-    return torch.cat([part[:, :, :num_anchor_tokens], newest], dim=2)
 
 
 def first_frame(plans: Hypotheses) -> Hypotheses:

@@ -70,7 +70,8 @@ class Block(nn.Module):
     ) -> tuple[Tokens, KeyValue]:
         """Return the tokens after the block, and their keys and values.
 
-        mask: which tokens see which of the same call, None for all. seen: what all see besides.
+        mask: which tokens see which of the same call, None for all. seen: what all see besides; its
+        last tokens are room, into which those of this call are written, so that nothing is copied.
         """
         parts = self.modulation(condition).chunk(6, dim=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
@@ -88,8 +89,9 @@ class Block(nn.Module):
         query, key = (rotate(part, *rotation).to(value.dtype) for part in (query, key))
         own = KeyValue(key, value)
         if seen is not None:
-            key = torch.cat([seen.key.to(key.dtype), key], dim=2)
-            value = torch.cat([seen.value.to(value.dtype), value], dim=2)
+            room = seen.key.shape[2] - key.shape[2]
+            seen.key[:, :, room:], seen.value[:, :, room:] = key, value
+            key, value = seen
         attended = attention(query, key, value, mask)
         return self.out(rearrange(attended, "batch head token dim -> batch token (head dim)")), own
 
