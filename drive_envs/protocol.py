@@ -1,14 +1,14 @@
-"""Messages between processes: what an actor returns to the learner.
+"""Messages between processes: what an actor returns to the learner, and asks of a world model.
 
-A message is a frozen dataclass of contiguous numpy arrays, [time, batch, ...], so that Ray moves it
-without pickling its parts and reads it back without a copy. It does not know who made it or what
-becomes of it: no Ray, no torch, no network.
+A message is a frozen dataclass of contiguous numpy arrays, [time, batch, ...] or [batch, ...], so
+that Ray moves it without pickling its parts and reads it back without a copy. It does not know who
+made it or what becomes of it: no Ray, no torch, no network.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int64
+from jaxtyping import Bool, Float32, Float64, Int64, UInt8
 
 NUM_CONTEXT = 9  # recorded frames before the first acted one: with it, 2 s at 5 Hz
 
@@ -93,3 +93,66 @@ class Rollout:
         needed = np.ones((NUM_CONTEXT + self.num_steps + 1, self.num_scenes), bool)
         needed[NUM_CONTEXT + 1 :] = self.active
         return needed
+
+
+# Sizes that need not agree within a message are underscored: a service says what it makes of them.
+Frames = UInt8[np.ndarray, "_scene _frame 2 3 _height _width"]  # narrow and wide camera
+Poses = Float64[np.ndarray, "_scene _frame 3"]  # x, y in m, yaw in rad, in any one world
+Numbers = Int64[np.ndarray, " _scene"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenSession:
+    """Begin to drive some scenes of one driver in a world model.
+
+    session: a name of the driver's own making, which no other has. context: the frames before the
+    first to be generated, at least as many as a frame sees and itself. anchors: frames of the
+    future, the first of them `wait` frames after the last of the context. seed: of each scene's
+    noise; with `frame`, the number of the last context frame, it decides what will be generated,
+    so that a session that was lost and is opened anew goes on as it would have.
+    """
+
+    session: str
+    context: Frames
+    context_poses: Poses
+    anchors: Frames
+    anchor_poses: Poses
+    wait: Numbers
+    seed: Numbers
+    frame: int = 0
+
+    @property
+    def num_scenes(self) -> int:
+        """Scenes of the session."""
+        return len(self.context)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSession:
+    """Ask what some scenes of a session look like from poses, one frame after the last.
+
+    frame: number of the frame asked for. Asking for the last one again gives the same answer: a
+    request may be repeated when its answer was lost. seen: frames that were seen there; they are
+    taken as they are and nothing is generated, only planned.
+    """
+
+    session: str
+    frame: int
+    scenes: Numbers
+    poses: Float64[np.ndarray, "_scene 3"]
+    seen: UInt8[np.ndarray, "_scene 2 3 _height _width"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Views:
+    """What the scenes asked for look like, and the plan from there.
+
+    images: None where they were given. plan: SI units, the likeliest one. seconds: wall time by
+    phase, `queue` being the wait for other sessions' requests. num_batched: scenes that were
+    generated together.
+    """
+
+    images: UInt8[np.ndarray, "scene 2 3 height width"] | None
+    plan: Float32[np.ndarray, "scene 33 15"]
+    seconds: dict[str, float]
+    num_batched: int

@@ -54,10 +54,10 @@ class SamplerConfig:
 class Memory:
     """What scenes remember, of any number and each at its own time.
 
-    blocks: of each block, keys and values (scene, head, token, head_dim) of the anchors, of the last
-    finished frames, and room for the frame that is being made. oldest: which of the finished frames
-    gives way next. pose, place: of the newest. anchor_pose, anchor_place: of the first anchor, None
-    without anchors.
+    blocks: of each block, keys and values (scene, head, token, head_dim) of the anchors, of the
+    last finished frames, and room for the frame that is being made. oldest: which of the finished
+    frames gives way next. pose, place: of the newest. anchor_pose, anchor_place: of the first
+    anchor, None without anchors.
     """
 
     config: WorldModelConfig
@@ -119,7 +119,10 @@ class Memory:
     def put(self, scenes: Scenes, other: "Memory") -> None:
         """Let some scenes remember what those of another memory do."""
         for mine, theirs in zip(self.blocks, other.blocks, strict=True):
-            mine.key[scenes], mine.value[scenes] = theirs.key.to(mine.key), theirs.value.to(mine.key)
+            mine.key[scenes], mine.value[scenes] = (
+                theirs.key.to(mine.key),
+                theirs.value.to(mine.key),
+            )
         for (_, mine), (_, theirs) in zip(self._states(), other._states(), strict=True):
             mine[scenes] = theirs
 
@@ -219,9 +222,27 @@ class Sampler:
         steps = self.config.num_steps
         with self.autocast(pose.device):
             latent = euler(lambda x, tau: self._field(seen, told, x, tau), noise[:, None], steps)
-            made = self.model(latent, told, None, seen.blocks, planning=slice(None))
         if scenes is None:
             scenes = torch.arange(len(pose), device=pose.device)
+        return self._finish(memory, seen, scenes, pose, latent)
+
+    @torch.inference_mode()
+    def look(
+        self, memory: Memory, pose: Pose, latent: Latent, scenes: Scenes | None = None
+    ) -> Generated:
+        """Take what was seen from `pose`, one frame later, for the next frame, and plan from it."""
+        if scenes is None:
+            scenes = torch.arange(len(pose), device=pose.device)
+        seen = memory.pick(scenes)
+        return self._finish(memory, seen, scenes, pose, latent[:, None])
+
+    def _finish(
+        self, memory: Memory, seen: Memory, scenes: Scenes, pose: Pose, latent: Latents
+    ) -> Generated:
+        """Look at a finished frame, remember it, and plan from it."""
+        with self.autocast(pose.device):
+            told = self._told(seen, pose)
+            made = self.model(latent, told, None, seen.blocks, planning=slice(None))
         memory.remember(scenes, made.memory, pose)
         return Generated(latent[:, 0], first_frame(made.plan))
 

@@ -1,7 +1,13 @@
+import numpy as np
 import pytest
 import torch
 
+from drive_envs.protocol import OpenSession, StepSession
+from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
+from world_model.engine import Engine, EngineConfig
+from world_model.sampler import SamplerConfig
+from world_model.tokenizer import Tokenizer
 from world_model.windows import Window
 
 NUM_HISTORY, NUM_ANCHORS = 3, 2
@@ -13,6 +19,7 @@ CONFIG = WorldModelConfig(
     num_history=NUM_HISTORY,
     num_anchors=NUM_ANCHORS,
 )
+NUM_CONTEXT = NUM_HISTORY + 1
 
 
 @pytest.fixture
@@ -57,3 +64,42 @@ def without_anchors(window):
 @pytest.fixture
 def window():
     return make_window()
+
+
+@pytest.fixture
+def tokenizer():
+    torch.manual_seed(1)
+    config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    return Tokenizer(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def make_engine(model, tokenizer):
+    def make(**options):
+        sampler = SamplerConfig(num_steps=2, precision="fp32")
+        return Engine(model, tokenizer, sampler, EngineConfig(**{"capacity": 8} | options))
+
+    return make
+
+
+def opening(name, num_scenes=2, seed=0, **options):
+    rng = np.random.default_rng(seed)
+    steps = rng.normal([1.0, 0.0, 0.0], [0.2, 0.05, 0.02], (num_scenes, 20, 3)).cumsum(1)
+    picture = (num_scenes, 8, 2, 3, CONFIG.height, CONFIG.width)
+    images = rng.integers(0, 256, picture, np.uint8)
+    return OpenSession(
+        session=name,
+        context=images[:, :NUM_CONTEXT],
+        context_poses=steps[:, :NUM_CONTEXT],
+        anchors=images[:, NUM_CONTEXT : NUM_CONTEXT + CONFIG.num_anchors],
+        anchor_poses=steps[:, 15 : 15 + CONFIG.num_anchors],
+        wait=np.full(num_scenes, 12),
+        seed=rng.integers(0, 1000, num_scenes),
+        **options,
+    )
+
+
+def step_of(request, frame, scenes=None):
+    scenes = np.arange(request.num_scenes) if scenes is None else np.array(scenes)
+    poses = request.context_poses[scenes, -1] + frame * np.array([1.0, 0.1, 0.01])
+    return StepSession(session=request.session, frame=frame, scenes=scenes, poses=poses)
