@@ -156,3 +156,15 @@ class Views:
     plan: Float32[np.ndarray, "scene 33 15"]
     seconds: dict[str, float]
     num_batched: int
+
+
+class SessionLostError(LookupError):
+    """The service does not know the session, or not at this frame: open it anew."""
+
+
+class NoRoomError(RuntimeError):
+    """More scenes than a service has memory for."""
+
+
+class BadRequestError(ValueError):
+    """A request that no world model could answer."""

@@ -62,6 +62,7 @@ class SamplerConfig:
     desire_clearance: s after a lane-change pulse within which no scene starts: its context would
         show a manoeuvre whose cause it does not show.
     mirrored_share: of the scenes, left and right exchanged: twice as many roads and people.
+    rows_after: rows that must follow a scene's end: the anchors that a world model is told.
     cached_segments: encoded segments kept in memory, the most recently used.
     """
 
@@ -71,6 +72,7 @@ class SamplerConfig:
     share_without_offset: float = 0.2
     desire_clearance: float = 6.0
     mirrored_share: float = 0.0
+    rows_after: int = 0
     cached_segments: int = 512
 
     def __post_init__(self) -> None:
@@ -85,10 +87,11 @@ class SamplerConfig:
             raise ValueError(f"sampler.mirrored_share is {self.mirrored_share}, not within 0..1")
         if not 0 <= self.share_without_offset <= 1:
             raise ValueError(f"sampler.share_without_offset is {self.share_without_offset}")
-        if self.desire_clearance < 0 or self.cached_segments < 1:
+        if self.desire_clearance < 0 or self.rows_after < 0 or self.cached_segments < 1:
             raise ValueError(
-                f"sampler.desire_clearance is {self.desire_clearance} s and cached_segments "
-                f"{self.cached_segments}; they must be at least 0 and 1"
+                f"sampler.desire_clearance is {self.desire_clearance} s, rows_after "
+                f"{self.rows_after} and cached_segments {self.cached_segments}; they must be at "
+                "least 0, 0 and 1"
             )
 
 
@@ -114,7 +117,7 @@ class SceneSampler:
                 starts += [(len(self._paths), int(row)) for row in np.flatnonzero(allowed)]
                 self._paths.append((index, rows, path_from_segment(segment, rows)))
         if not starts:
-            needed = NUM_PAST + self.config.num_steps[0] + 1
+            needed = NUM_PAST + self.config.num_steps[0] + 1 + self.config.rows_after
             raise ValueError(
                 f"no scene can start in {len(segments)} segments: it takes {needed} valid rows "
                 f"{STEP} s apart, clear of lane changes at its start; record longer drives or "
@@ -137,7 +140,7 @@ class SceneSampler:
         return Scene(
             path=path,
             start=start,
-            num_steps=min(num_steps, len(path) - 1 - start),
+            num_steps=min(num_steps, len(path) - 1 - config.rows_after - start),
             source=segment,
             first_row=rows.start,
             lateral_offset=float(config.lateral_offset * lateral),
@@ -163,7 +166,8 @@ def allowed_starts(
 ) -> Bool[np.ndarray, " rows"]:
     """Tell at which rows of a stretch the shortest scene can start."""
     rows = np.arange(len(desire))
-    allowed = (rows >= NUM_PAST) & (rows + config.num_steps[0] < len(rows))
+    least = config.num_steps[0] + config.rows_after
+    allowed = (rows >= NUM_PAST) & (rows + least < len(rows))
     for pulse in np.flatnonzero(desire):
         allowed &= (rows < pulse) | (rows > pulse + config.desire_clearance / STEP)
     return allowed

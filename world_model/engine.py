@@ -9,7 +9,7 @@ The engine is single-threaded and knows no queue and no network: see `scheduler`
 """
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -18,22 +18,17 @@ import torch
 from torch import Tensor
 
 from drive_envs.plan import best_plan
-from drive_envs.protocol import OpenSession, StepSession, Views
+from drive_envs.protocol import (
+    BadRequestError,
+    NoRoomError,
+    OpenSession,
+    SessionLostError,
+    StepSession,
+    Views,
+)
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.sampler import Anchors, Memory, Sampler, SamplerConfig
 from world_model.tokenizer import Tokenizer
-
-
-class UnknownSessionError(LookupError):
-    """There is no such session here, or it is elsewhere in time: open it anew."""
-
-
-class NoRoomError(RuntimeError):
-    """More scenes than there is memory for."""
-
-
-class BadRequestError(ValueError):
-    """A request that no world model could answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,9 +67,13 @@ class Session:
 
 @dataclass
 class Counters:
-    """What happened since the start; `opened` = `closed` + `expired` + those that are open."""
+    """What happened since the start; `opened` = `closed` + `expired` + those that are open.
+
+    reopened: of the opened ones, those that had been driven elsewhere before.
+    """
 
     opened: int = 0
+    reopened: int = 0
     closed: int = 0
     expired: int = 0
     refused: int = 0
@@ -167,6 +166,7 @@ class Engine:
             touched=time.monotonic(),
         )
         self.counters.opened += 1
+        self.counters.reopened += request.frame > 0
         return Views(
             images=None, plan=np.concatenate(plans), seconds=seconds, num_batched=request.num_scenes
         )
@@ -174,7 +174,7 @@ class Engine:
     def step(self, requests: Sequence[StepSession]) -> list[Views | Exception]:
         """Answer requests of different sessions with as few passes as may be.
 
-        A request that cannot be answered has its error in its place: UnknownSessionError, or
+        A request that cannot be answered has its error in its place: SessionLostError, or
         BadRequestError.
         """
         answers: list[Views | Exception | None] = [self._without_work(r) for r in requests]
@@ -238,7 +238,7 @@ class Engine:
         """Return an answer that takes no pass: an error, or that of a request which is repeated."""
         session = self.sessions.get(request.session)
         if session is None:
-            return UnknownSessionError(f"there is no session '{request.session}' here")
+            return SessionLostError(f"there is no session '{request.session}' here")
         session.touched = time.monotonic()
         if (error := self._error_of(request, session)) is not None:
             return error
@@ -251,7 +251,7 @@ class Engine:
             self.counters.repeated += 1
             return session.views
         if request.frame != session.frame + 1:
-            return UnknownSessionError(
+            return SessionLostError(
                 f"session '{request.session}' is at frame {session.frame}, not before "
                 f"{request.frame}"
             )
@@ -335,6 +335,7 @@ class Engine:
         return torch.from_numpy(np.stack(drawn))
 
     def _check_open(self, request: OpenSession) -> None:
+        check_kinds(request, OpenSession, OPEN_KINDS)
         config, scenes = self.model_config, request.num_scenes
         size = (2, 3, config.height, config.width)
         found = {
@@ -346,7 +347,7 @@ class Engine:
             "seed": (request.seed.shape, (scenes,)),
         }
         for name, (given, wanted) in found.items():
-            if tuple(given) != tuple(wanted):
+            if given != wanted:
                 raise BadRequestError(
                     f"session '{request.session}': {name} is {tuple(given)}, this world model "
                     f"({config.size}, {config.width} x {config.height}) takes {tuple(wanted)}"
@@ -392,6 +393,45 @@ class Engine:
         spent = time.perf_counter() - begin
         seconds[phase] = seconds.get(phase, 0.0) + spent
         self.counters.seconds[phase] = self.counters.seconds.get(phase, 0.0) + spent
+
+
+OPEN_KINDS = {
+    "session": str,
+    "frame": int,
+    "context": np.uint8,
+    "anchors": np.uint8,
+    "context_poses": np.float64,
+    "anchor_poses": np.float64,
+    "wait": np.int64,
+    "seed": np.int64,
+}
+STEP_KINDS = {"session": str, "frame": int, "scenes": np.int64, "poses": np.float64}
+
+
+def check_step(request: object) -> None:
+    """Raise BadRequestError for what is no request for a frame at all."""
+    check_kinds(request, StepSession, STEP_KINDS)
+    assert isinstance(request, StepSession)
+    if request.scenes.ndim != 1:
+        raise BadRequestError(f"session '{request.session}': scenes are {request.scenes.shape}")
+    if request.seen is not None:
+        check_kinds(request, StepSession, {"seen": np.uint8})
+
+
+def check_kinds(request: object, kind: type, wanted: Mapping[str, type]) -> None:
+    """Raise BadRequestError unless a request is of a kind, and its fields are of theirs.
+
+    What arrives was made elsewhere, perhaps by another version of this or by nobody at all.
+    """
+    if not isinstance(request, kind):
+        raise BadRequestError(f"a {type(request).__name__} is no {kind.__name__}")
+    for name, of in wanted.items():
+        value = getattr(request, name)
+        if isinstance(value, np.ndarray):
+            if value.dtype != of:
+                raise BadRequestError(f"{name} is of {value.dtype}, not of {of.__name__}")
+        elif not isinstance(value, of):
+            raise BadRequestError(f"{name} is a {type(value).__name__}, not of {of.__name__}")
 
 
 def is_same(one: StepSession, other: StepSession) -> bool:

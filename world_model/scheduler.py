@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from drive_envs.protocol import OpenSession, StepSession, Views
-from world_model.engine import Engine, NoRoomError
+from drive_envs.protocol import NoRoomError, OpenSession, StepSession, Views
+from world_model.engine import OPEN_KINDS, Engine, check_kinds, check_step
 
 LOOK_AGAIN = 0.5  # s, after which a waiting opening tries again, should it have missed a closing
 
@@ -66,6 +66,7 @@ class Scheduler:
 
     async def open(self, request: OpenSession) -> Views:
         """Open a session as soon as there is room; see `Engine.open` for errors."""
+        check_kinds(request, OpenSession, OPEN_KINDS)
         if self._num_openings >= self.config.max_openings:
             raise NoRoomError(
                 f"{self._num_openings} sessions wait to be opened already: drive fewer scenes, "
@@ -89,6 +90,7 @@ class Scheduler:
 
     async def step(self, request: StepSession) -> Views:
         """Answer a request in the next pass; see `Engine.step` for errors."""
+        check_step(request)
         answer: asyncio.Future[Views] = asyncio.get_running_loop().create_future()
         self._waiting.append(Waiting(request, time.monotonic(), answer))
         self._came.set()

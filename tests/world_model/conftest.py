@@ -103,3 +103,13 @@ def step_of(request, frame, scenes=None):
     scenes = np.arange(request.num_scenes) if scenes is None else np.array(scenes)
     poses = request.context_poses[scenes, -1] + frame * np.array([1.0, 0.1, 0.01])
     return StepSession(session=request.session, frame=frame, scenes=scenes, poses=poses)
+
+
+def drive(engine, request, num_frames=5):
+    engine.open(request)
+    return [engine.step([step_of(request, frame + 1)])[0] for frame in range(num_frames)]
+
+
+def assert_alike(one, other):
+    np.testing.assert_allclose(one.plan, other.plan, atol=1e-3)
+    assert np.abs(one.images.astype(int) - other.images).max() <= 1

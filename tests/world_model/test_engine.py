@@ -6,19 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from tests.world_model.conftest import CONFIG, opening, step_of
+from drive_envs.protocol import BadRequestError, NoRoomError, SessionLostError
+from tests.world_model.conftest import CONFIG, assert_alike, drive, opening, step_of
 from world_model.dit import WorldModel
-from world_model.engine import BadRequestError, NoRoomError, UnknownSessionError
-
-
-def drive(engine, request, num_frames=5):
-    engine.open(request)
-    return [engine.step([step_of(request, frame + 1)])[0] for frame in range(num_frames)]
-
-
-def assert_alike(one, other):
-    np.testing.assert_allclose(one.plan, other.plan, atol=1e-3)
-    assert np.abs(one.images.astype(int) - other.images).max() <= 1
 
 
 def test_a_session_shows_the_same_alone_and_among_others(make_engine):
@@ -106,14 +96,14 @@ def test_a_driver_that_vanished_gives_its_places_back(make_engine):
     assert engine.expire() == ["a"]
     assert engine.num_free == 8
     (answer,) = engine.step([step_of(opening("a"), 1)])
-    assert isinstance(answer, UnknownSessionError)
+    assert isinstance(answer, SessionLostError)
 
 
 def test_a_frame_that_is_skipped_is_a_session_unknown(make_engine):
     engine, request = make_engine(), opening("a")
     engine.open(request)
     (answer,) = engine.step([step_of(request, 2)])
-    assert isinstance(answer, UnknownSessionError)
+    assert isinstance(answer, SessionLostError)
 
 
 @pytest.mark.parametrize(

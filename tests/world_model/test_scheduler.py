@@ -2,12 +2,13 @@
 
 import asyncio
 import threading
+from copy import copy
 
 import numpy as np
 import pytest
 
+from drive_envs.protocol import BadRequestError, NoRoomError, SessionLostError
 from tests.world_model.conftest import opening, step_of
-from world_model.engine import NoRoomError, UnknownSessionError
 from world_model.scheduler import Scheduler, SchedulerConfig
 
 
@@ -120,7 +121,7 @@ def test_an_error_goes_to_who_asked(make_engine):
 
     views, error = with_scheduler(make_engine(), job)
     assert views.num_batched == 2
-    assert isinstance(error, UnknownSessionError)
+    assert isinstance(error, SessionLostError)
 
 
 def test_one_who_gives_up_is_left_out(make_engine):
@@ -155,3 +156,37 @@ def test_a_pass_that_fails_fails_for_those_in_it_alone(make_engine, monkeypatch)
         return await scheduler.step(step_of(request, 1))
 
     assert with_scheduler(engine, job).num_batched == 2
+
+
+def altered(request, **fields):
+    """Change a message as nobody who is careful would."""
+    request = copy(request)
+    for name, value in fields.items():
+        object.__setattr__(request, name, value)
+    return request
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        "garbage",
+        None,
+        altered(step_of(opening("a"), 1), scenes=np.zeros((1, 2), np.int64)),
+        altered(step_of(opening("a"), 1), scenes=[0, 1]),
+        altered(step_of(opening("a"), 1), poses=None),
+        altered(step_of(opening("a"), 1), seen=3.5),
+    ],
+)
+def test_garbage_is_an_error_and_nothing_more(make_engine, garbage):
+    request = opening("a")
+
+    async def job(scheduler):
+        await scheduler.open(request)
+        with pytest.raises(BadRequestError):
+            await scheduler.open(garbage)
+        with pytest.raises(BadRequestError):
+            await scheduler.step(garbage)
+        assert scheduler.is_well
+        return await scheduler.step(step_of(request, 1))
+
+    assert with_scheduler(make_engine(), job).num_batched == 2

@@ -1,0 +1,257 @@
+"""The world model as a Ray Serve deployment that many actors share.
+
+A replica holds one model and the sessions that were opened there (`engine`), and answers what its
+scheduler gathers. All requests of a session go to the same replica, as long as it lives: Serve's
+router hashes the session's name. A request that comes to a replica which does not know its session
+is answered with SessionLostError, and the client opens it anew (`drive_envs.learned`).
+
+Serve's client API is wrapped here and nowhere else: `serving` starts and ends an application,
+`ServiceConnection` speaks to one. No HTTP is served.
+"""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from ray import serve
+from ray.exceptions import RayError
+from ray.serve.config import RequestRouterConfig
+from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.util.metrics import Counter, Gauge, Histogram
+
+from drive_envs.allocator import keep_freed_memory
+from drive_envs.protocol import OpenSession, SessionLostError, StepSession, Views
+from world_model.engine import Engine, EngineConfig
+from world_model.model_file import load_world_model
+from world_model.sampler import SamplerConfig
+from world_model.scheduler import Scheduler, SchedulerConfig
+
+log = logging.getLogger(__name__)
+
+DEPLOYMENT = "WorldModel"
+ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # alpha API
+WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
+SCENES = [1, 2, 4, 8, 16, 32, 64, 128]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServiceConfig:
+    """The replicas, and what each of them holds.
+
+    model: folder of a world model, readable on every node with a replica. num_cpus, num_gpus,
+    resources: of a replica, as Ray counts them, fractions allowed. num_threads: of a replica on a
+    CPU, null for num_cpus. drain: s that a replica which is to go may still take for its answers.
+    """
+
+    model: Path
+    num_replicas: int = 1
+    num_cpus: float = 1.0
+    num_gpus: float = 0.0
+    resources: Mapping[str, float] = field(default_factory=dict)
+    num_threads: int | None = None
+    drain: float = 10.0
+    sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+
+    def __post_init__(self) -> None:
+        if self.num_replicas < 1:
+            raise ValueError(f"service.num_replicas is {self.num_replicas}, not 1 or more")
+        if self.num_cpus < 0 or self.num_gpus < 0 or self.drain < 0:
+            raise ValueError("service.num_cpus, num_gpus and drain must not be negative")
+
+
+class Replica:
+    """One model, its sessions, and what they ask; a process of its own in Serve."""
+
+    def __init__(self, config: ServiceConfig) -> None:
+        torch.set_num_threads(config.num_threads or max(1, round(config.num_cpus)))
+        keep_freed_memory()
+        self.config, self.model = config, config.model
+        device = "cuda" if config.num_gpus > 0 else "cpu"
+        model, tokenizer = load_world_model(config.model)
+        self.engine = Engine(model.to(device), tokenizer, config.sampler, config.engine)
+        self.metrics = ServiceMetrics(self.engine)
+        self._scheduler: Scheduler | None = None
+
+    @property
+    def scheduler(self) -> Scheduler:
+        """The scheduler, made in the replica's own event loop."""
+        if self._scheduler is None:
+            self._scheduler = Scheduler(self.engine, self.config.scheduler)
+        return self._scheduler
+
+    async def open(self, request: OpenSession) -> Views:
+        """Open a session; see `Engine.open`."""
+        views = await self.scheduler.open(request)
+        self.metrics.record(None)
+        return views
+
+    async def step(self, request: StepSession) -> Views:
+        """Answer a request; see `Engine.step`."""
+        views = await self.scheduler.step(request)
+        self.metrics.record(views)
+        return views
+
+    async def close(self, session: str) -> bool:
+        """Close a session; False when there is none."""
+        is_closed = await self.scheduler.close(session)
+        self.metrics.record(None)
+        return is_closed
+
+    async def figures(self) -> dict[str, Any]:
+        """Return what happened here so far."""
+        engine = self.engine
+        return {
+            **asdict(engine.counters),
+            "sessions": len(engine.sessions),
+            "scenes": engine.config.capacity - engine.num_free,
+            "capacity": engine.config.capacity,
+            "bytes_per_scene": engine.bytes_per_scene,
+        }
+
+    async def reconfigure(self, user_config: Mapping[str, str]) -> None:
+        """Take other weights, `user_config["model"]`, between two frames; sessions stay."""
+        model = Path(user_config["model"])
+        if model != self.model:
+            await self.scheduler.replace_weights(lambda: load_world_model(model))
+            self.model = model
+
+    def check_health(self) -> None:
+        """Raise when requests are no longer answered."""
+        if self._scheduler is not None and not self._scheduler.is_well:
+            raise RuntimeError("the scheduler has ended")
+
+
+class ServiceMetrics:
+    """What a replica tells Ray's metrics (`ray_world_model_...`)."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.told = {"frames": 0, "reopened": 0, "expired": 0, "refused": 0}
+        self.told_seconds: dict[str, float] = {}
+        name = "world_model_"
+        self.sessions = Gauge(f"{name}sessions", "Sessions that are open.")
+        self.scenes = Gauge(f"{name}scenes", "Scenes that are open, each with its memory.")
+        self.memory = Gauge(f"{name}memory_bytes", "Keys and values of the open scenes.")
+        self.batch = Histogram(f"{name}batch_scenes", "Scenes of a pass.", boundaries=SCENES)
+        self.queue = Histogram(
+            f"{name}queue_seconds", "Wait of a request for its pass.", boundaries=WAIT_SECONDS
+        )
+        self.counters = {
+            key: Counter(f"{name}{key}", text)
+            for key, text in {
+                "frames": "Frames made.",
+                "reopened": "Sessions opened anew after their replica was lost.",
+                "expired": "Sessions closed because their driver had vanished.",
+                "refused": "Openings for which there was no room.",
+            }.items()
+        }
+        self.seconds = Counter(f"{name}seconds", "Time by phase.", tag_keys=("phase",))
+
+    def record(self, views: Views | None) -> None:
+        """Tell what has changed, and of a request that was answered."""
+        engine = self.engine
+        self.sessions.set(len(engine.sessions))
+        scenes = engine.config.capacity - engine.num_free
+        self.scenes.set(scenes)
+        self.memory.set(scenes * engine.bytes_per_scene)
+        for name, counter in self.counters.items():
+            total = getattr(engine.counters, name)
+            if total > self.told[name]:
+                counter.inc(total - self.told[name])
+                self.told[name] = total
+        for phase, total in list(engine.counters.seconds.items()):
+            before = self.told_seconds.get(phase, 0.0)
+            if total > before:
+                self.seconds.inc(total - before, {"phase": phase})
+                self.told_seconds[phase] = total
+        if views is not None:
+            self.batch.observe(views.num_batched)
+            self.queue.observe(max(views.seconds.get("queue", 0.0), 1e-6))
+
+
+@contextmanager
+def serving(config: ServiceConfig, name: str) -> Iterator[str]:
+    """Serve a world model under a name for the block, whatever happens; yield the name.
+
+    Waits until all replicas are up. Ray is connected already.
+    """
+    start(config, name)
+    try:
+        yield name
+    finally:
+        serve.delete(name)
+
+
+def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> None:
+    """Start an application, or give the one of this name other weights (`model`)."""
+    options: dict[str, Any] = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
+    if config.resources:
+        options["resources"] = dict(config.resources)
+    most = config.engine.capacity + config.scheduler.max_openings
+    deployment = serve.deployment(
+        Replica,
+        name=DEPLOYMENT,
+        num_replicas=config.num_replicas,
+        ray_actor_options=options,
+        # Requests wait in our scheduler, which knows which of them to take together.
+        max_ongoing_requests=most,
+        max_queued_requests=-1,
+        user_config={"model": str(model or config.model)},
+        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+        graceful_shutdown_timeout_s=config.drain,
+        graceful_shutdown_wait_loop_s=0.1,
+        health_check_period_s=2.0,
+        health_check_timeout_s=10.0,
+    )
+    # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions are
+    # gone. There is no public way to say that only `user_config` has changed.
+    deployment._version = "1"
+    serve.start(proxy_location="Disabled")
+    serve.run(deployment.bind(config), name=name, route_prefix=None)
+
+
+class Answer:
+    """An answer that is under way; `result` waits for it."""
+
+    def __init__(self, response: Any, timeout: float) -> None:
+        self._response, self._timeout = response, timeout
+
+    def result(self) -> Views:
+        """Wait; SessionLostError when the replica is gone, TimeoutError when it is too slow."""
+        try:
+            return self._response.result(timeout_s=self._timeout)
+        except BackPressureError as error:
+            raise TimeoutError("the world model's queue is full") from error
+        except (RayServeException, RayError) as error:
+            cause = getattr(error, "cause", None)
+            if isinstance(cause, (LookupError, RuntimeError, ValueError)):
+                raise cause from None
+            raise SessionLostError(f"a replica of the world model is gone: {error}") from error
+
+
+class ServiceConnection:
+    """Speaks to an application by its name, from any process of the same Ray cluster."""
+
+    def __init__(self, name: str, timeout: float = 60.0) -> None:
+        self.handle = serve.get_deployment_handle(DEPLOYMENT, name)
+        self.timeout = timeout
+
+    def open(self, request: OpenSession) -> Answer:
+        """Ask to open a session."""
+        method = self.handle.options(method_name="open", session_id=request.session)
+        return Answer(method.remote(request), self.timeout)
+
+    def step(self, request: StepSession) -> Answer:
+        """Ask what a session looks like from poses."""
+        method = self.handle.options(method_name="step", session_id=request.session)
+        return Answer(method.remote(request), self.timeout)
+
+    def close(self, session: str) -> None:
+        """Close a session, without waiting for it."""
+        self.handle.options(method_name="close", session_id=session).remote(session)
