@@ -34,7 +34,7 @@ from drive_envs.path import NUM_PAST, PathOffset, Paths, gather_paths
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import STEP
 from drive_envs.scenes import Scene, SceneSource
-from drive_envs.teachers import Targets, teach
+from drive_envs.teachers import Targets, follow, teach
 from drive_envs.vehicle import (
     MAX_ACCELERATION,
     MAX_CURVATURE,
@@ -49,7 +49,7 @@ from drive_envs.vehicle import (
     limit,
     preset,
 )
-from drive_envs.world import ClosableWorld, TimedWorld, World
+from drive_envs.world import ClosableWorld, PlanningWorld, TimedWorld, World
 
 NUM_DESIRES = 3
 MAX_SPEED = 100.0  # m/s, of the observation space
@@ -61,7 +61,8 @@ class EnvConfig:
     """The environment around a world.
 
     width, height: of the images, as the world's. photometry: what the cameras add to them, by
-    default nothing. longitudinal: who chooses the speed.
+    default nothing. longitudinal: who chooses the speed. teacher: `path` knows the recorded path,
+    `plan` is what the world itself plans, which must be a `PlanningWorld`.
     max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
     section 2: the warp's range is less than 4 m). How scenes are drawn is the sampler's.
     """
@@ -71,12 +72,15 @@ class EnvConfig:
     vehicle: VehicleConfig = field(default_factory=lambda: preset("training"))
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
     longitudinal: Literal["recorded", "policy"] = "recorded"
+    teacher: Literal["path", "plan"] = "path"
     reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
     max_lateral_error: float = 4.0
 
     def __post_init__(self) -> None:
         if self.longitudinal not in ("recorded", "policy"):
             raise ValueError(f"longitudinal is '{self.longitudinal}'; use recorded or policy")
+        if self.teacher not in ("path", "plan"):
+            raise ValueError(f"teacher is '{self.teacher}'; use path or plan")
         if not 0 < self.max_lateral_error <= 20:
             raise ValueError(f"max_lateral_error is {self.max_lateral_error} m, not within 0..20")
 
@@ -133,6 +137,10 @@ class DrivingVectorEnv(VectorEnv):
                     f"environment's images are {self.config.width} x {self.config.height}: "
                     "make them equal"
                 )
+        if self.config.teacher == "plan" and not isinstance(world, PlanningWorld):
+            raise ValueError(
+                f"a {type(world).__name__} world does not plan: use teacher=path, or a world model"
+            )
         self.single_observation_space = observation_space(self.config.width, self.config.height)
         self.single_action_space = action_space()
         self.observation_space = batch_space(self.single_observation_space, num_envs)
@@ -246,9 +254,7 @@ class DrivingVectorEnv(VectorEnv):
 
     def _teach(self) -> dict[str, np.ndarray]:
         with self._timed("teacher"):
-            targets: Targets = teach(
-                self._paths, self._offset, self._state, self._vehicle, self._step
-            )
+            targets = self._targets()
             return {
                 "teacher_plan": targets.plan.float().numpy(),
                 "teacher_plan_valid": targets.valid.numpy(),
@@ -258,6 +264,12 @@ class DrivingVectorEnv(VectorEnv):
                 "pose": self._state.pose.numpy().copy(),
                 "active": self._active.numpy().copy(),
             }
+
+    def _targets(self) -> Targets:
+        if self.config.teacher == "path":
+            return teach(self._paths, self._offset, self._state, self._vehicle, self._step)
+        assert isinstance(self.world, PlanningWorld)
+        return follow(torch.from_numpy(self.world.plan), self._state, self._vehicle, self._step)
 
     def _observe(self, active: Tensor) -> Observation:
         row = NUM_PAST + self._step

@@ -70,11 +70,13 @@ class Connection(Protocol):
 class LearnedConfig:
     """What the service's model takes, and how long it is waited for.
 
-    num_anchors: frames of the future it is told. patience: s for which a lost service is tried
-    again, in all, before a drive is given up.
+    num_anchors: frames of the future it is told. is_shown: whether the model shows what is seen. If
+    not, the recorded world does, up to the end, and the model only plans from there. patience: s
+    for which a lost service is tried again, in all, before a drive is given up.
     """
 
     num_anchors: int = 5
+    is_shown: bool = True
     patience: float = 120.0
 
     def __post_init__(self) -> None:
@@ -139,11 +141,20 @@ class Learned:
         if len(scenes):
             assert self._session is not None
             asked = poses[scenes].double().numpy()
-            request = StepSession(session=self._session, frame=step, scenes=scenes, poses=asked)
+            if not self.config.is_shown:
+                images = self.recorded.render(poses, step, active)
+                pictures = np.stack([images[name] for name in CAMERAS], axis=1)
+            request = StepSession(
+                session=self._session,
+                frame=step,
+                scenes=scenes,
+                poses=asked,
+                seen=None if self.config.is_shown else pictures[scenes],
+            )
             views = self._ask(request)
-            assert views.images is not None
-            pictures[scenes] = views.images
-            self._keep(scenes, views.images, asked)
+            if views.images is not None:
+                pictures[scenes] = views.images
+            self._keep(scenes, pictures[scenes], asked)
             self.plan[scenes] = views.plan
         return {name: pictures[:, index] for index, name in enumerate(CAMERAS)}
 

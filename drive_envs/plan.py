@@ -102,22 +102,31 @@ def best_plan(hypotheses: Hypotheses) -> Plan:
     return mean * SCALE.to(mean)
 
 
-def interpolate(values: Float[Tensor, "*batch 33"], time: float) -> Float[Tensor, "*batch"]:
-    """Read what is given on the grid at one time in seconds, linearly between grid points."""
-    right = int(torch.searchsorted(TIMES, time).clamp(1, NUM_POINTS - 1))
-    before, after = float(TIMES[right - 1]), float(TIMES[right])
-    weight = (time - before) / (after - before)
-    return (1 - weight) * values[..., right - 1] + weight * values[..., right]
+def interpolate(
+    values: Float[Tensor, "*batch 33"], time: float | Float[Tensor, "*batch"]
+) -> Float[Tensor, "*batch"]:
+    """Read what is given on the grid at a time in seconds, linearly between grid points."""
+    grid = TIMES.to(values.device)
+    time = torch.as_tensor(time).to(grid).expand(values.shape[:-1])
+    right = torch.searchsorted(grid, time.contiguous()).clamp(1, NUM_POINTS - 1)
+    before, after = grid[right - 1], grid[right]
+    weight = ((time - before) / (after - before)).to(values)
+    left_value, right_value = (
+        values.gather(-1, index[..., None])[..., 0] for index in (right - 1, right)
+    )
+    return (1 - weight) * left_value + weight * right_value
 
 
-def action_from_plan(plan: Plan, look_ahead: float = STEP) -> Float[Tensor, "*batch 2"]:
+def action_from_plan(
+    plan: Plan, look_ahead: float | Float[Tensor, "*batch"] = STEP
+) -> Float[Tensor, "*batch 2"]:
     """Turn a plan into (curvature 1/m, acceleration m/s^2), as they are `look_ahead` s from now.
 
     curvature = 2 yaw(t) / (v t) - yaw_rate / v and acceleration = 2 (v_t - v_0) / t - a_0
     (PAPER.md section 4): twice the mean over [0, t] less the value now is the value at t, to first
     order. The yaw rate and the speed v in the curvature are those of now, v at least `MIN_SPEED`.
     """
-    if look_ahead <= 0:
+    if (torch.as_tensor(look_ahead) <= 0).any():
         raise ValueError(f"look_ahead is {look_ahead} s, an action needs it to be positive")
     speeds = plan[..., VELOCITY].norm(dim=-1)
     speed_now, speed_ahead = speeds[..., 0], interpolate(speeds, look_ahead)

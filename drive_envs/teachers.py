@@ -1,4 +1,6 @@
-"""What a good driver would do from here: the `path` teacher, and what the recorded one did.
+"""What a good driver would do from here: two teachers, and what the recorded driver did.
+
+`teach` is the `path` teacher, `follow` the `plan` teacher, which takes any plan for what to do.
 
 The teacher converges onto the recorded path as a critically damped spring of rate w would, but no
 harder than is comfortable: e'' = -clip(w^2 e + 2 w e', -a, a) for the lateral offset e, and
@@ -23,6 +25,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from drive_envs.geometry import compose, invert
 from drive_envs.path import (
     MIN_METRIC,
     PathOffset,
@@ -31,7 +34,16 @@ from drive_envs.path import (
     RecordedPath,
     gather_paths,
 )
-from drive_envs.plan import MIN_SPEED, NUM_POINTS, STEP, TIMES, plan_from_motion
+from drive_envs.plan import (
+    EULER,
+    MIN_SPEED,
+    NUM_POINTS,
+    STEP,
+    TIMES,
+    action_from_plan,
+    interpolate,
+    plan_from_motion,
+)
 from drive_envs.vehicle import (
     MAX_LATERAL_ACCELERATION,
     MIN_WIND_SPEED,
@@ -195,10 +207,53 @@ def teach(
     # A command is held for one step: take the curvature half-way through it.
     half = torch.full_like(time[:, :1], STEP / 2)
     curvature = convergence(paths, later, speed, start + latency, half).curvature[:, 0]
+    action = commanded(curvature, acceleration, speed, state, vehicle, step)
+    return Targets(plan=plan, valid=motion.valid, action=action)
+
+
+def follow(
+    plan: Float[Tensor, "batch 33 15"], state: VehicleState, vehicle: Vehicle, step: int
+) -> Targets:
+    """Take plans from where the cars are for what to do: the `plan` teacher of a world model.
+
+    The command is the plan's curvature at the time when it takes effect, half-way through its step.
+    Until then the car drives on as it was told before; what takes it off the plan by then is
+    corrected as by `teach`.
+    """
+    plan = plan.to(state.speed)
+    latency = vehicle.delay + vehicle.lag
+    wanted = action_from_plan(plan, latency + STEP / 2)
+    speed = (state.speed + wanted[:, 1] * latency).clamp(min=0.0)
+    then = compose(invert(state.pose), predict(state, vehicle, step, latency, wanted[:, 1]))
+    x, y, yaw = (
+        then[:, i] - interpolate(part, latency)
+        for i, part in enumerate((plan[..., 0], plan[..., 1], plan[..., EULER][..., 2]))
+    )
+    heading = interpolate(plan[..., EULER][..., 2], latency)
+    error, rate = y * heading.cos() - x * heading.sin(), speed * yaw.sin()
+    pull = LATERAL_RATE**2 * error + 2 * LATERAL_RATE * rate
+    correction = pull.clamp(-COMFORT, COMFORT) / speed.clamp(min=MIN_SPEED) ** 2
+    curvature = wanted[:, 0] - correction.clamp(-COMFORT_CURVATURE, COMFORT_CURVATURE)
+    action = commanded(curvature, wanted[:, 1], speed, state, vehicle, step)
+    valid = torch.ones(plan.shape[:2], dtype=torch.bool)
+    return Targets(plan=plan, valid=valid, action=action)
+
+
+def commanded(
+    curvature: Scenes,
+    acceleration: Scenes,
+    speed: Scenes,
+    state: VehicleState,
+    vehicle: Vehicle,
+    step: int,
+) -> Float[Tensor, "batch 2"]:
+    """Return the command that makes a car drive a curvature, its gain and the wind accounted for.
+
+    `speed` is that at which it takes effect.
+    """
     drift = vehicle.wind[:, step] / speed.clamp(min=MIN_WIND_SPEED) ** 2
     command = (curvature - drift) / vehicle.gain
-    action = limit(torch.stack([command, acceleration], dim=-1), state)
-    return Targets(plan=plan, valid=motion.valid, action=action)
+    return limit(torch.stack([command, acceleration], dim=-1), state)
 
 
 def recorded_targets(path: RecordedPath, rows: Int[Tensor, " batch"]) -> Targets:

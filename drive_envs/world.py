@@ -1,14 +1,15 @@
 """What a world is: it answers what the cameras see from a pose, for a batch of scenes.
 
-The environment cannot tell one world from another. There are two: `reprojective.Reprojective`
-(recorded frames and depth) and `metadrive_world.MetaDrive` (a 3-D simulator).
+The environment cannot tell one world from another. There are three: `reprojective.Reprojective`
+(recorded frames and depth), `learned.Learned` (what a world model has learnt to show) and
+`metadrive_world.MetaDrive` (a 3-D simulator).
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float32
 from torch import Tensor
 
 from drive_envs.camera import Camera
@@ -55,4 +56,14 @@ class ClosableWorld(Protocol):
 
     def close(self) -> None:
         """End it; the world cannot be used again."""
+        ...
+
+
+@runtime_checkable
+class PlanningWorld(Protocol):
+    """A world that also knows where to drive, from where its last `render` looked."""
+
+    @property
+    def plan(self) -> Float32[np.ndarray, "batch 33 15"]:
+        """The plans, SI units in the ego frames of the poses rendered from."""
         ...

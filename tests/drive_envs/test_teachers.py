@@ -19,6 +19,7 @@ from drive_envs.teachers import (
     COMFORT,
     LATERAL_RATE,
     convergence,
+    follow,
     plan_from_convergence,
     recorded_targets,
     settle,
@@ -52,8 +53,11 @@ def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0):
     )
 
 
-def drive(paths, lateral, heading, vehicle):
-    """Close the loop of teacher and car as the environment does: errors, demands (time, batch)."""
+def drive(paths, lateral, heading, vehicle, *, by_plan=False):
+    """Close the loop of teacher and car as the environment does: errors, demands (time, batch).
+
+    by_plan: of the path teacher, only its plan is known, as that of a world model would be.
+    """
     speed = paths.speed[:, NUM_PAST]
     drift = vehicle.wind[:, 0] / speed.clamp(min=5.0) ** 2
     steering = paths.curvature[:, NUM_PAST] - drift
@@ -67,6 +71,8 @@ def drive(paths, lateral, heading, vehicle):
     for step in range(NUM_STEPS):
         offset = paths.project(state.pose, station)
         targets = teach(paths, offset, state, vehicle, step)
+        if by_plan:
+            targets = follow(targets.plan.float(), state, vehicle, step)
         errors.append(offset.lateral)
         demands.append(targets.action[:, 0] * speed**2)
         station = paths.station[:, NUM_PAST + step + 1]
@@ -122,6 +128,19 @@ def test_comes_back_from_far_off(synthetic, corner):
     error, _ = drive(paths, lateral, torch.zeros(8).double(), cars(8, **corner))
     assert error[40:].abs().max() < 0.1
     assert error.abs().max() < 3.6
+
+
+@pytest.mark.parametrize("corner", CORNERS, ids=str)
+def test_a_plan_that_is_followed_leads_back(synthetic, corner):
+    chosen = [case for case in cases((-1.0, 1.0)) if case[0] in (5.0, 12.0, 22.0) and not case[3]]
+    recorded = [synthetic.arc_path(speed, curvature) for speed, curvature, _, _ in chosen]
+    paths = gather_paths(recorded, [20] * len(chosen), NUM_STEPS)
+    table = torch.tensor(chosen, dtype=torch.float64)
+    car = cars(len(chosen), **corner)
+    error, _ = drive(paths, table[:, 2], table[:, 3], car, by_plan=True)
+    assert error[30:].abs().max() < (0.15 if corner else 0.1)
+    assert error[-1].abs().max() < 0.02
+    assert max(map(num_crossings, error.T.tolist())) <= 1
 
 
 def test_settle_matches_the_clipped_spring():

@@ -182,3 +182,40 @@ def test_scenes_that_are_over_keep_their_last_image(make_world, synthetic_segmen
     second = world.render(poses, 2, torch.tensor([True, False]))
     np.testing.assert_array_equal(first["wide"][1], second["wide"][1])
     assert np.abs(first["wide"][0].astype(int) - second["wide"][0]).max() > 0
+
+
+def test_the_plan_teacher_is_what_the_world_plans(make_world, synthetic_segment):
+    sampler = SceneSampler([synthetic_segment], SAMPLER)
+    env = DrivingVectorEnv(make_world(), sampler, EnvConfig(**SIZE, teacher="plan"), 2)
+    _, info = env.reset(seed=0)
+    np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+    assert np.abs(info["teacher_plan"]).max() > 0
+    *_, info = env.step(np.zeros((2, 2), np.float32))
+    np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+    assert info["teacher_plan_valid"].all()
+    assert np.isfinite(info["teacher_action"]).all()
+
+
+def test_recordings_can_be_driven_with_the_plan_teacher(make_env, make_world, synthetic_segment):
+    sampler = SceneSampler([synthetic_segment], SAMPLER)
+    options = EnvConfig(**SIZE, teacher="plan")
+    env = DrivingVectorEnv(make_world(is_shown=False), sampler, options, 2)
+    recorded = DrivingVectorEnv(
+        Reprojective(ReprojectiveConfig(**SIZE)), sampler, EnvConfig(**SIZE), 2
+    )
+    env.reset(seed=0)
+    recorded.reset(seed=0)
+    action = np.full((2, 2), [0.01, 0.0], np.float32)
+    for _ in range(3):
+        seen, *_, info = env.step(action)
+        expected, *_ = recorded.step(action)
+        np.testing.assert_array_equal(seen["wide"], expected["wide"])
+        np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+
+
+def test_a_world_that_does_not_plan(synthetic_segment):
+    recorded = Reprojective(ReprojectiveConfig(**SIZE))
+    with pytest.raises(ValueError, match="a Reprojective world does not plan"):
+        DrivingVectorEnv(
+            recorded, SceneSampler([synthetic_segment]), EnvConfig(**SIZE, teacher="plan")
+        )
