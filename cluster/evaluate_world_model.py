@@ -7,7 +7,6 @@ can be compared with the true one. Everything is in `report.html`, with videos.
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +32,7 @@ from world_model.evaluation import (
     true_frames,
 )
 from world_model.judge import Deviation, Followed, Judge
-from world_model.model_file import load_pose_net, load_world_model
+from world_model.model_file import SHIPPED, load_pose_net, load_world_model
 from world_model.previews import Frames, draw_rollouts
 from world_model.rollouts import Rollouts
 from world_model.sampler import Sampler, SamplerConfig
@@ -65,8 +64,7 @@ class EvaluateWorldModelRun:
     @property
     def model_path(self) -> Path:
         """Where the model is."""
-        shipped = Path(str(resources.files("world_model"))) / "data" / "nano"
-        return self.model or shipped
+        return self.model or SHIPPED
 
     @property
     def data_path(self) -> Path:

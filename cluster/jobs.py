@@ -43,7 +43,7 @@ JOBS = {
     "train-policy": Job(
         module="cluster.train_policy",
         schema="TrainPolicyRun",
-        runs=("reprojective", "reprojective_demo", "off_policy"),
+        runs=("reprojective", "reprojective_demo", "off_policy", "world_model"),
         summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
     ),
     "evaluate-policy": Job(
@@ -61,7 +61,7 @@ JOBS = {
     "train-world-model": Job(
         module="cluster.train_world_model",
         schema="TrainWorldModelRun",
-        runs=("world_model",),
+        runs=("nano",),
         summary="train a world model on recordings, as a Ray Train job",
     ),
     "evaluate-world-model": Job(
@@ -75,6 +75,12 @@ JOBS = {
         schema="SweepWorldModelRun",
         runs=("world_model_noise", "world_model_sizes", "world_model_data"),
         summary="train variants of a world model and compare them, with a power law",
+    ),
+    "serve-world-model": Job(
+        module="cluster.serve_world_model",
+        schema="ServeWorldModelRun",
+        runs=("world_model_service",),
+        summary="keep a world model up that jobs of the same cluster share",
     ),
     "bench": Job(
         module="cluster.bench",

@@ -1,7 +1,9 @@
 """`drive train-policy`: from recordings to a driving policy, on-policy or off-policy.
 
-On-policy, actors drive the recorded roads in the reprojective world with the newest weights and a
-central learner follows what the teacher would have done from where they were. Off-policy, the same
+On-policy, actors drive the recorded roads with the newest weights, in the reprojective world or in
+a world model, and a central learner follows what the teacher would have done from where they were.
+The world model is a service that all actors share; it is started for the job, and ends with it,
+unless `service_name` says which one is up already. Off-policy, the same
 learner takes as many steps on the recordings themselves. Everything else is equal.
 
 A run that is stopped goes on from its last whole checkpoint when the same command is given again.
@@ -9,11 +11,12 @@ A run that is stopped goes on from its last whole checkpoint when the same comma
 
 import functools
 import logging
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,9 +30,11 @@ from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
+from drive_envs.learned import Learned, LearnedConfig
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
+from drive_envs.world import World
 from drive_learner.feed import RolloutFeed
 from drive_learner.habits import HabitsConfig
 from drive_learner.imitation import ImitationConfig, RecordedFeed, trajectory_mae
@@ -39,6 +44,7 @@ from drive_learner.loop import LoopConfig, Metrics, learn
 from drive_learner.losses import LossConfig
 from drive_learner.pool import ActorPool, PoolConfig
 from drive_learner.queue import QueueConfig
+from world_model.service_config import ServiceConfig
 
 log = logging.getLogger(__name__)
 
@@ -74,8 +80,11 @@ class TrainPolicyRun:
     them, or `sample` for the shipped one; its train split is learnt from, its held-out split gives
     the trajectory error. num_steps: gradient steps. num_scenes: driven side by side by one actor.
     rollout_steps: length of a rollout. precision: of the learner's forward pass; the actors' is
-    fp32. num_threads: of the learner. resume: go on from the output directory's last checkpoint, if
-    there is one, rather than begin again.
+    fp32. num_threads: of the learner. simulator: what is driven in; `world_model` shows what
+    `service` generates. With `env.teacher: plan` its plans are followed, in either simulator.
+    service_name: of a service that `drive serve-world-model` keeps up; null starts one.
+    resume: go on from the output directory's last checkpoint, if there is one, rather than begin
+    again.
     """
 
     mode: Literal["on_policy", "off_policy"] = "on_policy"
@@ -91,7 +100,11 @@ class TrainPolicyRun:
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    simulator: Literal["reprojective", "world_model"] = "reprojective"
     world: ReprojectiveConfig = field(default_factory=ReprojectiveConfig)
+    learned: LearnedConfig = field(default_factory=LearnedConfig)
+    service: ServiceConfig = field(default_factory=ServiceConfig)
+    service_name: str | None = None
     loss: LossConfig = field(default_factory=LossConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     habits: HabitsConfig = field(default_factory=HabitsConfig)
@@ -116,6 +129,17 @@ class TrainPolicyRun:
                 "recordings have no reward: off_policy needs loss.policy_gradient=0 and "
                 "loss.value=0"
             )
+
+        if self.needs_model and self.sampler.rows_after < self.learned.num_anchors:
+            raise ValueError(
+                f"a world model is told {self.learned.num_anchors} frames after a scene's end, but "
+                f"sampler.rows_after is {self.sampler.rows_after}: make them equal"
+            )
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether a world model takes part."""
+        return self.simulator == "world_model" or self.env.teacher == "plan"
 
     @property
     def learner(self) -> LearnerConfig:
@@ -203,19 +227,15 @@ def train_off_policy(
 def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterator[RolloutFeed]:
     """Start Ray and the actors, and stop both at the end whatever happens."""
     has_noise = config.policy.bottleneck_bits is not None
-    with local_cluster(
-        num_cpus=config.ray.num_cpus,
-        object_store_mb=config.ray.object_store_mb,
-        dashboard=config.ray.dashboard,
+    with (
+        local_cluster(
+            num_cpus=config.ray.num_cpus,
+            object_store_mb=config.ray.object_store_mb,
+            dashboard=config.ray.dashboard,
+        ),
+        world_model_service(config) as service,
+        actor_pool(config, service) as pool,
     ):
-        actor = ray.remote(RolloutActor).options(**config.actors.options)
-        make = functools.partial(make_env, config)
-
-        def make_actor(index: int) -> Any:
-            return actor.remote(make, config.policy, index=index, num_steps=config.rollout_steps)
-
-        pool = ActorPool(make_actor, config.actors)
-        pool.wait_until_ready()
         feed = RolloutFeed(
             pool,
             config.queue,
@@ -230,11 +250,49 @@ def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterato
             feed.close()
 
 
-def make_env(config: TrainPolicyRun) -> DrivingVectorEnv:
+@contextmanager
+def world_model_service(config: TrainPolicyRun) -> Iterator[str | None]:
+    """Yield the name of the service that the actors ask, None where they ask none."""
+    if not config.needs_model or config.service_name is not None:
+        yield config.service_name if config.needs_model else None
+        return
+    from world_model.service import serving  # seconds, which a run without one need not spend
+
+    with serving(config.service, f"train-policy-{os.getpid()}") as name:
+        yield name
+
+
+@contextmanager
+def actor_pool(config: TrainPolicyRun, service: str | None) -> Iterator[ActorPool]:
+    """Start the actors."""
+    actor = ray.remote(RolloutActor).options(**config.actors.options)
+    make = functools.partial(make_env, config, service)
+
+    def make_actor(index: int) -> Any:
+        return actor.remote(
+            make,
+            config.policy,
+            index=index,
+            num_steps=config.rollout_steps,
+            num_seats=config.actors.seats,
+        )
+
+    pool = ActorPool(make_actor, config.actors)
+    pool.wait_until_ready()
+    yield pool
+
+
+def make_env(config: TrainPolicyRun, service: str | None = None) -> DrivingVectorEnv:
     """Build the environment that one actor drives in."""
     segments = open_dataset(config.data_path, split="train")
     sampler = SceneSampler(segments, config.sampler)
-    return DrivingVectorEnv(Reprojective(config.world), sampler, config.env, config.num_scenes)
+    world: World = Reprojective(config.world)
+    if service is not None:
+        from world_model.service import ServiceConnection
+
+        learned = replace(config.learned, is_shown=config.simulator == "world_model")
+        world = Learned(ServiceConnection(service), world, learned)
+    return DrivingVectorEnv(world, sampler, config.env, config.num_scenes)
 
 
 def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoint | None:

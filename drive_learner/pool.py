@@ -41,12 +41,15 @@ class PoolConfig:
     min_actors: the run begins once so many have answered, and fails after `patience` seconds
     without them. max_actors: as many as the cluster may give. in_flight: rollouts an actor has been
     asked for at once; with 1 it always begins with the newest weights, with 2 it never waits.
+    seats: rollouts that it drives at once, each in scenes of its own: with 2, one computes while
+    the other waits for a world model.
     num_cpus, num_gpus, resources: of one actor, as Ray counts them, fractions allowed.
     """
 
     min_actors: int = 1
     max_actors: int = 1
     in_flight: int = 1
+    seats: int = 1
     num_cpus: float = 1.0
     num_gpus: float = 0.0
     resources: Mapping[str, float] = field(default_factory=dict)
@@ -60,6 +63,8 @@ class PoolConfig:
             )
         if not 1 <= self.in_flight <= 2:
             raise ValueError(f"actors in_flight must be 1 or 2, got {self.in_flight}")
+        if not 1 <= self.seats <= 4:
+            raise ValueError(f"actors seats must be 1 to 4, got {self.seats}")
 
     @property
     def options(self) -> dict[str, Any]:
@@ -70,6 +75,7 @@ class PoolConfig:
             "resources": dict(self.resources) or None,
             "max_restarts": -1,
             "max_task_retries": 0,
+            "max_concurrency": self.seats,
         }
 
 
@@ -137,7 +143,7 @@ class ActorPool:
             load[task.actor] += task.is_rollout
         free = [
             index
-            for turn in range(self.config.in_flight)
+            for turn in range(max(self.config.in_flight, self.config.seats))
             for index, is_alive in enumerate(self._answered)
             if is_alive and load[index] <= turn
         ]

@@ -16,6 +16,7 @@ from world_model.dit import WorldModel, WorldModelConfig
 from world_model.pose_net import PoseNet
 from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
 
+SHIPPED = Path(__file__).parent / "data" / "nano"
 WEIGHTS, STATE = "world_model.safetensors", "world_model.json"
 POSE_NET, POSE_NET_STATE = "pose_net.safetensors", "pose_net.json"
 

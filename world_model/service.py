@@ -12,7 +12,7 @@ Serve's client API is wrapped here and nowhere else: `serving` starts and ends a
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +21,15 @@ from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.schema import ApplicationStatus
 from ray.util.metrics import Counter, Gauge, Histogram
 
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.protocol import OpenSession, SessionLostError, StepSession, Views
-from world_model.engine import Engine, EngineConfig
+from world_model.engine import Engine
 from world_model.model_file import load_world_model
-from world_model.sampler import SamplerConfig
-from world_model.scheduler import Scheduler, SchedulerConfig
+from world_model.scheduler import Scheduler
+from world_model.service_config import ServiceConfig
 
 log = logging.getLogger(__name__)
 
@@ -38,42 +39,15 @@ WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 SCENES = [1, 2, 4, 8, 16, 32, 64, 128]
 
 
-@dataclass(frozen=True, kw_only=True)
-class ServiceConfig:
-    """The replicas, and what each of them holds.
-
-    model: folder of a world model, readable on every node with a replica. num_cpus, num_gpus,
-    resources: of a replica, as Ray counts them, fractions allowed. num_threads: of a replica on a
-    CPU, null for num_cpus. drain: s that a replica which is to go may still take for its answers.
-    """
-
-    model: Path
-    num_replicas: int = 1
-    num_cpus: float = 1.0
-    num_gpus: float = 0.0
-    resources: Mapping[str, float] = field(default_factory=dict)
-    num_threads: int | None = None
-    drain: float = 10.0
-    sampler: SamplerConfig = field(default_factory=SamplerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
-    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
-
-    def __post_init__(self) -> None:
-        if self.num_replicas < 1:
-            raise ValueError(f"service.num_replicas is {self.num_replicas}, not 1 or more")
-        if self.num_cpus < 0 or self.num_gpus < 0 or self.drain < 0:
-            raise ValueError("service.num_cpus, num_gpus and drain must not be negative")
-
-
 class Replica:
     """One model, its sessions, and what they ask; a process of its own in Serve."""
 
     def __init__(self, config: ServiceConfig) -> None:
         torch.set_num_threads(config.num_threads or max(1, round(config.num_cpus)))
         keep_freed_memory()
-        self.config, self.model = config, config.model
+        self.config, self.model = config, config.folder
         device = "cuda" if config.num_gpus > 0 else "cpu"
-        model, tokenizer = load_world_model(config.model)
+        model, tokenizer = load_world_model(config.folder)
         self.engine = Engine(model.to(device), tokenizer, config.sampler, config.engine)
         self.metrics = ServiceMetrics(self.engine)
         self._scheduler: Scheduler | None = None
@@ -202,18 +176,41 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
         # Requests wait in our scheduler, which knows which of them to take together.
         max_ongoing_requests=most,
         max_queued_requests=-1,
-        user_config={"model": str(model or config.model)},
+        user_config={"model": str((model or config.folder).resolve())},
         request_router_config=RequestRouterConfig(request_router_class=ROUTER),
         graceful_shutdown_timeout_s=config.drain,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
     )
-    # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions are
-    # gone. There is no public way to say that only `user_config` has changed.
+    # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions
+    # are gone. There is no public way to say that only `user_config` has changed.
     deployment._version = "1"
     serve.start(proxy_location="Disabled")
     serve.run(deployment.bind(config), name=name, route_prefix=None)
+
+
+def is_running(name: str) -> bool:
+    """Tell whether an application of this name is up in the Ray cluster that is connected."""
+    application = serve.status().applications.get(name)
+    return application is not None and application.status == ApplicationStatus.RUNNING
+
+
+def totals(name: str) -> dict[str, Any]:
+    """Return what happened in all replicas of an application since they were started."""
+    replicas = serve.get_deployment_handle(DEPLOYMENT, name).broadcast("figures").results()
+    total: dict[str, Any] = {"replicas": len(replicas), "seconds": {}}
+    for figures in replicas:
+        for key, value in figures.items():
+            if key == "seconds":
+                for phase, seconds in value.items():
+                    spent = total["seconds"].get(phase, 0.0) + seconds
+                    total["seconds"][phase] = round(spent, 3)
+            elif key == "bytes_per_scene":
+                total[key] = value
+            else:
+                total[key] = total.get(key, 0) + value
+    return total
 
 
 class Answer:

@@ -16,7 +16,8 @@ from world_model.engine import EngineConfig
 from world_model.model_file import load_world_model, save_world_model
 from world_model.sampler import SamplerConfig
 from world_model.scheduler import SchedulerConfig
-from world_model.service import ServiceConfig, ServiceConnection, serving, start
+from world_model.service import ServiceConnection, serving, start
+from world_model.service_config import ServiceConfig
 
 
 @pytest.fixture(scope="module")
