@@ -193,15 +193,15 @@ class Learned:
         begin = time.perf_counter()
         deadline, pause = begin + self.config.patience, RETRY_AFTER
         frame = 0 if request is None else request.frame - 1
-        is_open = request is not None
-        while True:
+        is_open, views = request is not None, None
+        while views is None:
             try:
                 if not is_open:
-                    views = self.connection.open(self._opening(frame)).result()
+                    opened = self.connection.open(self._opening(frame)).result()
                     is_open = True
+                    views = opened if request is None else None
                 if request is not None:
                     views = self.connection.step(request).result()
-                break
             except LOST as error:
                 if time.perf_counter() + pause > deadline:
                     raise

@@ -278,8 +278,10 @@ class Engine:
                     ]
                 )
         else:
-            seen = torch.from_numpy(np.concatenate([request.seen for request in requests]))
-        images, plans = [], []
+            given = [request.seen for request in requests if request.seen is not None]
+            seen = torch.from_numpy(np.concatenate(given))
+        images: list[np.ndarray] = []
+        plans: list[np.ndarray] = []
         for part in torch.arange(len(places)).split(self.config.batch_size):
             image, plan = self._pass(
                 places[part],
@@ -288,13 +290,12 @@ class Engine:
                 None if seen is None else seen[part].to(self.device),
                 seconds,
             )
-            images.append(image)
             plans.append(plan)
+            if image is not None:
+                images.append(image)
         self.counters.frames += len(places)
         ends = np.cumsum([len(request.scenes) for request in requests])[:-1]
-        pictures = (
-            [None] * len(requests) if seen is not None else np.split(np.concatenate(images), ends)
-        )
+        pictures = np.split(np.concatenate(images), ends) if images else [None] * len(requests)
         answers = [
             Views(images=image, plan=plan, seconds=seconds, num_batched=len(places))
             for image, plan in zip(pictures, np.split(np.concatenate(plans), ends), strict=True)

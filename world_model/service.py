@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "WorldModel"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # alpha API
 WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
-SCENES = [1, 2, 4, 8, 16, 32, 64, 128]
+SCENES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
 
 class Replica:
@@ -168,7 +168,9 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
     if config.resources:
         options["resources"] = dict(config.resources)
     most = config.engine.capacity + config.scheduler.max_openings
-    deployment = serve.deployment(
+    router_class: Any = ROUTER
+    router = RequestRouterConfig(request_router_class=router_class)
+    deployment: Any = serve.deployment(
         Replica,
         name=DEPLOYMENT,
         num_replicas=config.num_replicas,
@@ -177,7 +179,7 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
         max_ongoing_requests=most,
         max_queued_requests=-1,
         user_config={"model": str((model or config.folder).resolve())},
-        request_router_config=RequestRouterConfig(request_router_class=ROUTER),
+        request_router_config=router,
         graceful_shutdown_timeout_s=config.drain,
         graceful_shutdown_wait_loop_s=0.1,
         health_check_period_s=2.0,

@@ -1,5 +1,7 @@
 """Driving in a world model: the same environment, and drives that outlive a lost session."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
 from tests.world_model.conftest import CONFIG
 
-SIZE = {"width": CONFIG.width, "height": CONFIG.height}
+SIZE: dict[str, Any] = {"width": CONFIG.width, "height": CONFIG.height}
 SAMPLER = SamplerConfig(num_steps=(6, 8), rows_after=CONFIG.num_anchors)
 
 
@@ -186,12 +188,13 @@ def test_scenes_that_are_over_keep_their_last_image(make_world, synthetic_segmen
 
 def test_the_plan_teacher_is_what_the_world_plans(make_world, synthetic_segment):
     sampler = SceneSampler([synthetic_segment], SAMPLER)
-    env = DrivingVectorEnv(make_world(), sampler, EnvConfig(**SIZE, teacher="plan"), 2)
+    world = make_world()
+    env = DrivingVectorEnv(world, sampler, EnvConfig(**SIZE, teacher="plan"), 2)
     _, info = env.reset(seed=0)
-    np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+    np.testing.assert_allclose(info["teacher_plan"], world.plan)
     assert np.abs(info["teacher_plan"]).max() > 0
     *_, info = env.step(np.zeros((2, 2), np.float32))
-    np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+    np.testing.assert_allclose(info["teacher_plan"], world.plan)
     assert info["teacher_plan_valid"].all()
     assert np.isfinite(info["teacher_action"]).all()
 
@@ -199,7 +202,8 @@ def test_the_plan_teacher_is_what_the_world_plans(make_world, synthetic_segment)
 def test_recordings_can_be_driven_with_the_plan_teacher(make_env, make_world, synthetic_segment):
     sampler = SceneSampler([synthetic_segment], SAMPLER)
     options = EnvConfig(**SIZE, teacher="plan")
-    env = DrivingVectorEnv(make_world(is_shown=False), sampler, options, 2)
+    world = make_world(is_shown=False)
+    env = DrivingVectorEnv(world, sampler, options, 2)
     recorded = DrivingVectorEnv(
         Reprojective(ReprojectiveConfig(**SIZE)), sampler, EnvConfig(**SIZE), 2
     )
@@ -210,7 +214,7 @@ def test_recordings_can_be_driven_with_the_plan_teacher(make_env, make_world, sy
         seen, *_, info = env.step(action)
         expected, *_ = recorded.step(action)
         np.testing.assert_array_equal(seen["wide"], expected["wide"])
-        np.testing.assert_allclose(info["teacher_plan"], env.world.plan)
+        np.testing.assert_allclose(info["teacher_plan"], world.plan)
 
 
 def test_a_world_that_does_not_plan(synthetic_segment):

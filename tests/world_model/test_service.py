@@ -2,11 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 import ray
 import torch
+from ray.util import list_named_actors
 
 from drive_envs.protocol import BadRequestError, NoRoomError, SessionLostError
 from drive_learner.local_cluster import local_cluster
@@ -18,6 +20,16 @@ from world_model.sampler import SamplerConfig
 from world_model.scheduler import SchedulerConfig
 from world_model.service import ServiceConnection, serving, start
 from world_model.service_config import ServiceConfig
+
+
+def replicas_of(application):
+    """Return the names of the actors that are an application's replicas, sorted."""
+    named: list[Any] = list_named_actors(all_namespaces=True)
+    return sorted(
+        actor["name"]
+        for actor in named
+        if actor["name"].startswith(f"SERVE_REPLICA::{application}#")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +104,9 @@ def test_sessions_stay_with_their_replicas_and_are_lost_with_them(cluster, confi
         for frame in range(3):  # each finds its own replica again
             for request in requests:
                 connection.step(step_of(request, frame + 1)).result()
-        replicas = [
-            actor
-            for actor in ray.util.list_named_actors(all_namespaces=True)
-            if "two#WorldModel" in actor["name"]
-        ]
+        replicas = replicas_of("two")
         assert len(replicas) == 2
-        ray.kill(ray.get_actor(replicas[0]["name"], namespace=replicas[0]["namespace"]))
+        ray.kill(ray.get_actor(replicas[0], namespace="serve"))
         outcomes = []
         for request in requests:
             try:

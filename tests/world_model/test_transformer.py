@@ -43,6 +43,7 @@ def test_bf16_on_a_cpu_takes_the_products(monkeypatch):
     monkeypatch.setattr(
         transformer, "attention_by_products", lambda *given: called.append(given) or given[0]
     )
-    attention(*(heads(8, seed, torch.bfloat16) for seed in range(3)), None)
-    attention(*(heads(8, seed) for seed in range(3)), None)
+    for dtype in (torch.bfloat16, torch.float32):
+        query, key, value = (heads(8, seed, dtype) for seed in range(3))
+        attention(query, key, value, None)
     assert len(called) == 1
