@@ -8,19 +8,21 @@ run that is stopped goes on from its last whole checkpoint when the same command
 import logging
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import ray
 import torch
 
 from cluster.config import dump
-from cluster.progress import progress, track
+from cluster.progress import progress
 from cluster.train_policy import RayConfig
+from cluster.work_queue import Lost, work
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.checkpoint import latest_checkpoint
 from drive_envs.segment import SegmentError
-from drive_envs.segments import SegmentDataset, open_dataset, sample_path
+from drive_envs.segments import open_dataset, sample_path
 from drive_learner.local_cluster import local_cluster
 from world_model.dit import WorldModel, WorldModelConfig, num_parameters
 from world_model.encoding import EncodingConfig, encode_segment
@@ -40,17 +42,20 @@ from world_model.trainer import TrainerConfig
 
 log = logging.getLogger(__name__)
 
+ENCODING_TIMEOUT = 600.0  # s for one segment
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainWorldModelRun:
     """One training run.
 
-    data: recordings, a Parquet file, a folder of them, or `sample`. tokenizer: folder that
-    `drive train-tokenizer` left. latents: file that the recordings are encoded into, or were.
-    cache_mb: of latents kept in each worker's memory.
+    data: recordings, a Parquet file, a folder of them, or `sample`. num_segments: of them that are
+    encoded, null for all. tokenizer: folder that `drive train-tokenizer` left. latents: file that
+    the recordings are encoded into, or were. cache_mb: of latents kept in each worker's memory.
     """
 
     data: str = "sample"
+    num_segments: int | None = None
     tokenizer: Path = Path("runs/tokenizer/tokenizer")
     latents: Path = Path("runs/latents/sample.parquet")
     cache_mb: int = 4096
@@ -73,7 +78,7 @@ class TrainWorldModelRun:
     @property
     def data_path(self) -> Path:
         """Where the recordings are."""
-        return sample_path() if self.data == "sample" else Path(self.data)
+        return sample_path() if self.data == "sample" else Path(self.data).resolve()
 
 
 def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
@@ -81,12 +86,18 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
     keep_freed_memory()
     tokenizer = load_tokenizer(config.tokenizer)
     check_tokenizer(config, tokenizer)
-    if not config.latents.exists():
-        encode(config, tokenizer)
-    check_latents(config, tokenizer)
-    log.info("%s: %.1f million parameters", config.model.size, num_parameters(config.model) / 1e6)
     began = time.monotonic()
-    last = fit(config, output.resolve())
+    with local_cluster(
+        num_cpus=config.ray.num_cpus,
+        object_store_mb=config.ray.object_store_mb,
+        dashboard=config.ray.dashboard,
+    ):
+        if not config.latents.exists():
+            encode(config, tokenizer)
+        check_latents(config, tokenizer)
+        millions = num_parameters(config.model) / 1e6
+        log.info("%s: %.1f million parameters", config.model.size, millions)
+        last = fit(config, output.resolve())
     model = WorldModel(config.model)
     checkpoint = latest_checkpoint(output / "checkpoints")
     assert checkpoint is not None
@@ -140,14 +151,7 @@ def fit(config: TrainWorldModelRun, output: Path) -> Figures:
     last: Figures = {}
     if done == config.trainer.num_steps:
         return last
-    with (
-        progress("gradient steps", config.trainer.num_steps, done=done) as meter,
-        local_cluster(
-            num_cpus=config.ray.num_cpus,
-            object_store_mb=config.ray.object_store_mb,
-            dashboard=config.ray.dashboard,
-        ),
-    ):
+    with progress("gradient steps", config.trainer.num_steps, done=done) as meter:
 
         def show(step: int, figures: Figures) -> None:
             last.update(figures)
@@ -188,37 +192,74 @@ def latents_info(config: TrainWorldModelRun, tokenizer: Tokenizer) -> LatentsInf
         shape=config.model.latent_shape,
         num_variants=1 + config.encoding.num_excursions,
         tokenizer=tokenizer.digest,
-        source=f"{config.data} {config.encoding}",
+        source=f"{config.data} {config.num_segments or 'all'} {config.encoding}",
     )
 
 
 def encode(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
-    """Turn the recordings into latents; damaged segments are counted and left out."""
-    segments = open_dataset(config.data_path)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    drives = encoded(config, segments, tokenizer.to(device))
-    write_latents(config.latents, latents_info(config, tokenizer), drives)
-    tokenizer.to("cpu")
+    """Turn the recordings into latents, side by side; damaged segments are counted and left out."""
+    write_latents(config.latents, latents_info(config, tokenizer), encoded(config))
 
 
-def encoded(
-    config: TrainWorldModelRun, segments: SegmentDataset, tokenizer: Tokenizer
-) -> Iterator[LatentDrive]:
-    """Yield the drives of all segments that can be read."""
-    skipped = 0
-    for index in track(range(len(segments)), "encoding segments"):
-        try:
-            yield from list(
-                encode_segment(
-                    segments[index],
-                    tokenizer,
-                    config.encoding,
-                    config.model.width,
-                    config.model.height,
-                )
-            )
-        except SegmentError as error:
-            log.warning("skipped: %s", error)
-            skipped += 1
+def encoded(config: TrainWorldModelRun) -> Iterator[LatentDrive]:
+    """Yield the drives of all segments that can be read, in the order of the segments."""
+    num_segments = len(open_dataset(config.data_path))
+    if config.num_segments is not None:
+        num_segments = min(num_segments, config.num_segments)
+    # One a GPU, which it fills; without, one a core.
+    has = ray.cluster_resources()
+    kind = "num_gpus" if has.get("GPU") else "num_cpus"
+    num_processes = int(has.get("GPU") or has["CPU"])
+    options: dict[str, Any] = {kind: 1}
+    encoder = ray.remote(SegmentEncoder).options(**options)
+    config = replace(config, tokenizer=config.tokenizer.resolve())  # they may start elsewhere
+    come: dict[int, Encoded] = {}
+    skipped, turn = 0, 0
+    with progress("encoding segments", num_segments) as meter:
+        for index, done in work(
+            range(num_segments),
+            lambda: encoder.remote(config),
+            lambda process, index: process.encode.remote(index),
+            num_processes=min(num_processes, num_segments),
+            timeout=ENCODING_TIMEOUT,
+        ):
+            come[index] = Encoded([], done.cause) if isinstance(done, Lost) else done
+            while turn in come:
+                drives, cause = come.pop(turn)
+                if cause is not None:
+                    log.warning("skipped: %s", cause)
+                    skipped += 1
+                yield from drives
+                turn += 1
+                meter.advance(note=f"{skipped} skipped" if skipped else None)
     if skipped:
-        log.warning("%d of %d segments were skipped", skipped, len(segments))
+        log.warning("%d of %d segments were skipped", skipped, num_segments)
+
+
+class Encoded(NamedTuple):
+    """The drives of a segment, or why there are none."""
+
+    drives: list[LatentDrive]
+    cause: str | None
+
+
+class SegmentEncoder:
+    """One process that encodes segments."""
+
+    def __init__(self, config: TrainWorldModelRun) -> None:
+        torch.set_num_threads(1)
+        keep_freed_memory()
+        self.config = config
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.tokenizer = load_tokenizer(config.tokenizer).to(device)
+        self.segments = open_dataset(config.data_path)
+
+    def encode(self, index: int) -> Encoded:
+        """Encode one segment."""
+        config, model = self.config.encoding, self.config.model
+        try:
+            segment = self.segments[index]
+            drives = encode_segment(segment, self.tokenizer, config, model.width, model.height)
+            return Encoded(list(drives), None)
+        except SegmentError as error:
+            return Encoded([], str(error))

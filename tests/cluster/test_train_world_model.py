@@ -249,7 +249,7 @@ def test_two_workers_go_on_where_one_stopped(trained, world_model_run, cluster, 
 
 
 @pytest.mark.slow
-def test_latents_of_another_tokenizer_are_refused(world_model_run, tmp_path):
+def test_latents_of_another_tokenizer_are_refused(world_model_run, cluster, tmp_path):
     latents = tmp_path / "latents.parquet"
     run = replace(world_model_run, latents=latents)
     tokenizer = load_tokenizer(run.tokenizer)
