@@ -1,4 +1,4 @@
-"""`drive bench [reprojection|rollout|learner|world-model]`: how fast the parts are on this machine.
+"""`drive bench [TOPIC]`: how fast the parts are on this machine.
 
 Every figure comes with the machine that it was measured on. Close other programs first.
 """
@@ -13,6 +13,7 @@ import torch
 from cluster.bench_learner import LearnerBench, bench_learner
 from cluster.bench_reprojection import ReprojectionBench, bench_reprojection
 from cluster.bench_rollout import RolloutBench, bench_rollout
+from cluster.bench_service import ServiceBench, bench_service
 from cluster.bench_world_model import WorldModelBench, bench_world_model
 from cluster.output import machine
 from drive_envs.allocator import keep_freed_memory
@@ -22,11 +23,12 @@ from drive_envs.allocator import keep_freed_memory
 class BenchRun:
     """What to measure: one topic or all, each with its own settings."""
 
-    topic: Literal["all", "reprojection", "rollout", "learner", "world-model"] = "all"
+    topic: Literal["all", "reprojection", "rollout", "learner", "world-model", "service"] = "all"
     reprojection: ReprojectionBench = field(default_factory=ReprojectionBench)
     rollout: RolloutBench = field(default_factory=RolloutBench)
     learner: LearnerBench = field(default_factory=LearnerBench)
     world_model: WorldModelBench = field(default_factory=WorldModelBench)
+    service: ServiceBench = field(default_factory=ServiceBench)
 
 
 def run(config: BenchRun, output: Path) -> dict[str, Any]:
@@ -43,4 +45,7 @@ def run(config: BenchRun, output: Path) -> dict[str, Any]:
         figures["learner"] = bench_learner(config.learner, output)
     if config.topic in ("all", "world-model"):
         figures["world_model"] = bench_world_model(config.world_model, output)
+    if config.topic in ("all", "service"):
+        figures["service"] = bench_service(config.service, output)
+        figures["service_over_in_process"] = figures["service"]["service_over_in_process"]
     return figures

@@ -12,11 +12,12 @@ COLUMNS = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Curves over 1, 2, 3, ... under one title; `label` names the axis."""
+    """Curves over `x`, or over 1, 2, 3, ..., under one title; `label` names the axis."""
 
     title: str
     label: str
     curves: Mapping[str, np.ndarray]
+    x: Sequence[float] | None = None
 
 
 def draw_curves(panels: Sequence[Panel]) -> bytes:
@@ -29,7 +30,8 @@ def draw_curves(panels: Sequence[Panel]) -> bytes:
         axis.set_visible(False)
     for axis, panel in zip(axes.flat, panels, strict=False):
         for name, curve in panel.curves.items():
-            axis.plot(np.arange(1, len(curve) + 1), curve, label=name, linewidth=1.5)
+            x = np.arange(1, len(curve) + 1) if panel.x is None else panel.x
+            axis.plot(x, curve, label=name, linewidth=1.5)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.label, fontsize=8)
         axis.tick_params(labelsize=8)

@@ -86,8 +86,8 @@ JOBS = {
         module="cluster.bench",
         schema="BenchRun",
         runs=("bench",),
-        summary="measure speed: reprojection, rollout, learner, world-model (or all)",
-        topics=("reprojection", "rollout", "learner", "world-model"),
+        summary="measure speed: reprojection, rollout, learner, world-model, service (or all)",
+        topics=("reprojection", "rollout", "learner", "world-model", "service"),
     ),
 }
 
