@@ -82,6 +82,12 @@ JOBS = {
         runs=("world_model_service",),
         summary="keep a world model up that jobs of the same cluster share",
     ),
+    "play": Job(
+        module="cluster.play",
+        schema="PlayRun",
+        runs=("play",),
+        summary="steer through a world in a web page, or watch a policy drive",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",

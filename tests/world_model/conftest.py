@@ -22,14 +22,18 @@ CONFIG = WorldModelConfig(
 NUM_CONTEXT = NUM_HISTORY + 1
 
 
-@pytest.fixture
-def model():
-    """A small network that has forgotten its zero initialisation, so that everything matters."""
-    torch.manual_seed(0)
+def random_model(seed):
+    """Make a small network without its zero initialisation, so that everything matters."""
+    torch.manual_seed(seed)
     model = WorldModel(CONFIG)
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.5 / parameter.shape[-1] ** 0.5)
     return model.eval()
+
+
+@pytest.fixture
+def model():
+    return random_model(0)
 
 
 def make_window(batch=2, num_frames=7, seed=0):
@@ -66,11 +70,15 @@ def window():
     return make_window()
 
 
-@pytest.fixture
-def tokenizer():
+def random_tokenizer():
     torch.manual_seed(1)
     config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
     return Tokenizer(config).eval().requires_grad_(False)
+
+
+@pytest.fixture
+def tokenizer():
+    return random_tokenizer()
 
 
 @pytest.fixture

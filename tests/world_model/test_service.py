@@ -1,56 +1,125 @@
-"""The service on a real Ray Serve: shared, routed by session, and survived when replicas die."""
+"""The service on a real Ray Serve: shared, routed by session, and survived when replicas die.
 
+One application of two replicas serves all tests, which leave it as they found it.
+"""
+
+import os
+import signal
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from threading import Timer
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
-import torch
+from gymnasium.utils.env_checker import check_env
 from ray.util import list_named_actors
 
+from drive_envs.environment import DrivingEnv, DrivingVectorEnv, EnvConfig
+from drive_envs.learned import Learned, LearnedConfig
 from drive_envs.protocol import BadRequestError, NoRoomError, SessionLostError
+from drive_envs.reprojective import Reprojective, ReprojectiveConfig
+from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_learner.local_cluster import local_cluster
-from tests.world_model.conftest import CONFIG, assert_alike, drive, opening, step_of
-from world_model.dit import WorldModel
+from tests.world_model.conftest import (
+    CONFIG,
+    assert_alike,
+    drive,
+    opening,
+    random_model,
+    random_tokenizer,
+    step_of,
+)
 from world_model.engine import EngineConfig
 from world_model.model_file import load_world_model, save_world_model
-from world_model.sampler import SamplerConfig
+from world_model.sampler import SamplerConfig as EulerConfig
 from world_model.scheduler import SchedulerConfig
-from world_model.service import ServiceConnection, serving, start
+from world_model.service import ServiceConnection, serving, start, totals
 from world_model.service_config import ServiceConfig
 
+pytestmark = pytest.mark.slow
 
-def replicas_of(application):
-    """Return the names of the actors that are an application's replicas, sorted."""
-    named: list[Any] = list_named_actors(all_namespaces=True)
-    return sorted(
-        actor["name"]
-        for actor in named
-        if actor["name"].startswith(f"SERVE_REPLICA::{application}#")
+NAME = "tested"
+CAPACITY = 8  # scenes of each of the two replicas
+SIZE: dict[str, Any] = {"width": CONFIG.width, "height": CONFIG.height}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    save_world_model(random_model(0), random_tokenizer(), folder)
+    return ServiceConfig(
+        model=folder,
+        num_replicas=2,
+        num_cpus=0.5,
+        num_threads=1,
+        drain=2.0,
+        sampler=EulerConfig(num_steps=2, precision="fp32"),
+        engine=EngineConfig(capacity=CAPACITY, lease=3.0),
+        scheduler=SchedulerConfig(max_wait=0.02, admission_timeout=30.0),
     )
 
 
 @pytest.fixture(scope="module")
-def cluster():
-    with local_cluster(num_cpus=4, object_store_mb=200):
+def service(config):
+    with local_cluster(num_cpus=2, object_store_mb=200), serving(config, NAME):
         yield
 
 
 @pytest.fixture
-def config(model, tokenizer, tmp_path):
-    save_world_model(model, tokenizer, tmp_path / "model")
-    return ServiceConfig(
-        model=tmp_path / "model",
-        num_cpus=0.5,
-        sampler=SamplerConfig(num_steps=2, precision="fp32"),
-        engine=EngineConfig(capacity=8),
-        scheduler=SchedulerConfig(max_wait=0.05, admission_timeout=1.0),
-    )
+def connection(service):
+    """A way to the service, which has to be empty again afterwards."""
+    yield ServiceConnection(NAME, timeout=20.0)
+    deadline = time.monotonic() + 20
+    while (left := totals(NAME))["scenes"] or left["sessions"]:
+        assert time.monotonic() < deadline, f"what was opened is left over: {left}"
+        time.sleep(0.2)
 
 
-def test_the_service_shows_what_the_model_does_in_process(cluster, config, make_engine):
+def replicas():
+    """Return the names of the service's replicas that are alive."""
+    named: list[Any] = list_named_actors(all_namespaces=True)
+    return sorted(one["name"] for one in named if one["name"].startswith(f"SERVE_REPLICA::{NAME}#"))
+
+
+def kill(name):
+    ray.kill(ray.get_actor(name, namespace="serve"))
+
+
+def wait_for_replicas():
+    """Wait until two replicas are up and known to the router."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        if len(replicas()) == 2 and totals(NAME)["replicas"] == 2:
+            return
+        time.sleep(0.2)
+    pytest.fail("the replicas did not come back")
+
+
+def make_env(connection, segment, patience=60.0):
+    recorded = Reprojective(ReprojectiveConfig(**SIZE))
+    world = Learned(connection, recorded, LearnedConfig(num_anchors=2, patience=patience))
+    sampler = SceneSampler([segment], SamplerConfig(num_steps=(8, 8), rows_after=2))
+    return DrivingVectorEnv(world, sampler, EnvConfig(**SIZE), 2), world
+
+
+def roll_out(connection, segment, seed, at=None, trouble=None):
+    """Drive a whole scene, with trouble before step `at`; return how often a session was lost."""
+    env, world = make_env(connection, segment)
+    env.reset(seed=seed)
+    for step in range(8):
+        if step == at and trouble is not None:
+            trouble()
+        observation, _, left, arrived, _ = env.step(np.zeros((2, 2), np.float32))
+    assert (left | arrived).all()
+    assert observation["wide"].shape == (2, 3, CONFIG.height, CONFIG.width)
+    world.close()
+    return world.num_reopened
+
+
+def test_it_shows_what_the_model_does_in_process(connection, config, make_engine):
     requests = [opening(name, num_scenes=n, seed=n) for n, name in enumerate("abc", start=1)]
     model, tokenizer = load_world_model(config.model)
     expected = {}
@@ -58,85 +127,126 @@ def test_the_service_shows_what_the_model_does_in_process(cluster, config, make_
         engine = make_engine()
         engine.replace_weights(model, tokenizer)
         expected[request.session] = drive(engine, request)
-    with serving(config, "same") as name, ThreadPoolExecutor(3) as pool:
-        connection = ServiceConnection(name)
 
-        def drive_there(request):
-            connection.open(request).result()
-            found = [connection.step(step_of(request, n + 1)).result() for n in range(5)]
-            connection.close(request.session)
-            return found
+    def drive_there(request):
+        connection.open(request).result()
+        found = [connection.step(step_of(request, n + 1)).result() for n in range(5)]
+        connection.close(request.session)
+        return found
 
-        for request, found in zip(requests, pool.map(drive_there, requests), strict=True):
+    with ThreadPoolExecutor(3) as threads:
+        for request, found in zip(requests, threads.map(drive_there, requests), strict=True):
             for one, other in zip(found, expected[request.session], strict=True):
                 assert_alike(one, other)
-        figures = connection.handle.figures.remote().result()
-    assert figures["opened"] == figures["closed"] == 3
-    assert figures["scenes"] == figures["sessions"] == 0
 
 
-def test_errors_come_through_and_harm_nothing(cluster, config):
-    with serving(config, "errors") as name:
-        connection = ServiceConnection(name)
-        request = opening("a", num_scenes=5)
+def test_an_environment_in_it_is_like_the_others(connection, synthetic_segment):
+    env, world = make_env(connection, synthetic_segment)
+    with pytest.warns(UserWarning, match="For Box action spaces"):
+        check_env(DrivingEnv(world, env.sampler, env.config), skip_render_check=True)
+    world.close()
+
+
+def test_errors_come_through_and_harm_nothing(connection):
+    request = opening("a", num_scenes=5)
+    connection.open(request).result()
+    with pytest.raises(SessionLostError, match="there is no session 'b'"):
+        connection.step(step_of(opening("b"), 1)).result()
+    poses = np.full((2, 4, 3), np.nan)
+    with pytest.raises(BadRequestError, match="not finite"):
+        connection.open(replace(opening("b"), context_poses=poses)).result()
+    with pytest.raises(NoRoomError, match="exceed the capacity of 8"):
+        connection.open(opening("c", num_scenes=9)).result()
+    for method in ("open", "step"):
+        handle = connection.handle.options(method_name=method, session_id="a")
+        with pytest.raises(BadRequestError, match="a str is no"):
+            handle.remote("garbage").result()
+    assert connection.step(step_of(request, 1)).result().num_batched == 5
+    connection.close("a")
+
+
+def test_one_replica_is_lost(connection, synthetic_segment):
+    with ThreadPoolExecutor(4) as threads:
+        lost = replicas()[0]
+        drives = [
+            threads.submit(
+                roll_out,
+                connection,
+                synthetic_segment,
+                seed,
+                3 if seed == 0 else None,
+                lambda: kill(lost),
+            )
+            for seed in range(4)
+        ]
+        for one in drives:
+            one.result()
+    wait_for_replicas()
+
+
+def test_both_replicas_are_lost(connection, synthetic_segment):
+    def kill_both():
+        for name in replicas():
+            kill(name)
+
+    assert roll_out(connection, synthetic_segment, 0, 4, kill_both) >= 1
+    wait_for_replicas()
+
+
+def test_a_replica_is_slow(service, synthetic_segment):
+    impatient = ServiceConnection(NAME, timeout=0.5)
+    actors = [ray.get_actor(name, namespace="serve") for name in replicas()]
+    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
+    assert len(pids) == 2
+
+    def stall():
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+            Timer(2.0, os.kill, (pid, signal.SIGCONT)).start()
+
+    before = totals(NAME)
+    assert roll_out(impatient, synthetic_segment, 1, 3, stall) == 0
+    assert totals(NAME)["opened"] == before["opened"] + 1
+
+
+def test_four_times_more_sessions_than_there_is_room_for(connection):
+    requests = [opening(f"many-{n}", num_scenes=4, seed=n) for n in range(16)]
+
+    def drive_one(request):
         connection.open(request).result()
-        with pytest.raises(SessionLostError, match="there is no session 'b'"):
-            connection.step(step_of(opening("b"), 1)).result()
-        poses = np.full((2, 4, 3), np.nan)
-        with pytest.raises(BadRequestError, match="not finite"):
-            connection.open(replace(opening("b"), context_poses=poses)).result()
-        with pytest.raises(NoRoomError, match="exceed the capacity of 8"):
-            connection.open(opening("b", num_scenes=4)).result()
-        for method in ("open", "step"):
-            handle = connection.handle.options(method_name=method, session_id="a")
-            with pytest.raises(BadRequestError, match="a str is no"):
-                handle.remote("garbage").result()
-        assert connection.step(step_of(request, 1)).result().num_batched == 5
+        for frame in range(3):
+            connection.step(step_of(request, frame + 1)).result()
+        connection.close(request.session)
+        return True
+
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(drive_one, requests))
 
 
-def test_sessions_stay_with_their_replicas_and_are_lost_with_them(cluster, config):
-    config = replace(config, num_replicas=2, num_cpus=0.25)
-    requests = [opening(f"s{n}", num_scenes=1, seed=n) for n in range(6)]
-    with serving(config, "two") as name:
-        connection = ServiceConnection(name)
-        for request in requests:
-            connection.open(request).result()
-        for frame in range(3):  # each finds its own replica again
-            for request in requests:
-                connection.step(step_of(request, frame + 1)).result()
-        replicas = replicas_of("two")
-        assert len(replicas) == 2
-        ray.kill(ray.get_actor(replicas[0], namespace="serve"))
-        outcomes = []
-        for request in requests:
-            try:
-                connection.step(step_of(request, 4)).result()
-                outcomes.append("went on")
-            except SessionLostError:
-                # The client opens it anew and goes on, wherever that is.
-                connection.open(replace(request, frame=3)).result()
-                connection.step(step_of(request, 4)).result()
-                outcomes.append("was opened anew")
-    assert set(outcomes) == {"went on", "was opened anew"}
+def test_a_driver_vanishes(connection):
+    before = totals(NAME)["expired"]
+    connection.open(opening("vanished")).result()
+    assert totals(NAME)["scenes"] == 2
+    deadline = time.monotonic() + 20
+    while totals(NAME)["scenes"] and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert totals(NAME)["expired"] == before + 1
 
 
-def test_weights_are_replaced_in_place(cluster, config, tokenizer, tmp_path):
-    torch.manual_seed(3)
-    other = WorldModel(CONFIG).eval()
-    for parameter in other.parameters():
-        torch.nn.init.normal_(parameter, std=0.5 / parameter.shape[-1] ** 0.5)
-    save_world_model(other, tokenizer, tmp_path / "other")
-    request = opening("a")
-    with serving(config, "weights") as name:
-        connection = ServiceConnection(name)
-        connection.open(request).result()
-        connection.step(step_of(request, 1)).result()
-        start(config, name, model=tmp_path / "other")
-        views = connection.step(step_of(request, 2)).result()  # the session is still there
-        connection.open(replace(request, session="b")).result()
-        new = connection.step(step_of(replace(request, session="b"), 1)).result()
-        start(config, name)
-        connection.open(replace(request, session="c")).result()
-        old = connection.step(step_of(replace(request, session="c"), 1)).result()
+def test_weights_are_replaced_in_place(connection, config, tmp_path):
+    save_world_model(random_model(3), random_tokenizer(), tmp_path)
+    request = opening("kept")
+    connection.open(request).result()
+    connection.step(step_of(request, 1)).result()
+    start(config, NAME, model=tmp_path)
+    views = connection.step(step_of(request, 2)).result()  # the session is still there
     assert np.isfinite(views.plan).all()
-    assert np.abs(new.plan - old.plan).max() > 1e-2
+    first = {}
+    for name, model in (("new", None), ("old", config.model)):
+        if model is not None:
+            start(config, NAME, model=model)
+        connection.open(replace(request, session=name)).result()
+        first[name] = connection.step(step_of(replace(request, session=name), 1)).result()
+        connection.close(name)
+    connection.close("kept")
+    assert np.abs(first["new"].plan - first["old"].plan).max() > 1e-2
