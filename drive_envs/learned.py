@@ -134,7 +134,7 @@ class Learned:
             pictures = np.stack([images[name] for name in CAMERAS], axis=1)
             self._keep(np.arange(len(poses)), pictures, poses.numpy())
             if step == 0:
-                self.plan = self._ask(None).plan
+                self.plan = self._ask(None).plan.copy()  # what Ray brings is read-only
             return images
         scenes = active.nonzero()[:, 0].numpy()
         pictures = self._history[:, -1].copy()

@@ -43,9 +43,12 @@ class SchedulerConfig:
             )
 
 
-@dataclass
+@dataclass(eq=False)
 class Waiting:
-    """A request for a frame, since when it waits, and where its answer goes."""
+    """A request for a frame, since when it waits, and where its answer goes.
+
+    Each is itself alone: a driver that is impatient asks the same twice.
+    """
 
     request: StepSession
     since: float

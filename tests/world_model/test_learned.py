@@ -28,6 +28,9 @@ class Now:
         answer = self.make()
         if isinstance(answer, Exception):
             raise answer
+        for array in (answer.images, answer.plan):
+            if array is not None:
+                array.flags.writeable = False  # as what Ray brings
         return answer
 
 

@@ -108,6 +108,20 @@ def test_a_client_that_vanished_gives_its_room_to_who_waits(make_engine):
     assert with_scheduler(make_engine(lease=0.2), job) == 1
 
 
+def test_one_who_asks_twice_is_answered_twice(make_engine):
+    request = opening("a")
+
+    async def job(scheduler):
+        await scheduler.open(request)
+        asked = (scheduler.step(step_of(request, 1)) for _ in range(3))
+        return await asyncio.gather(*asked), scheduler.engine.counters
+
+    views, counters = with_scheduler(make_engine(), job)
+    assert all(one.plan is views[0].plan for one in views)
+    assert counters.frames == 2
+    assert counters.repeated == 2
+
+
 def test_an_error_goes_to_who_asked(make_engine):
     good = opening("a")
 
