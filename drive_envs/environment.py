@@ -34,7 +34,7 @@ from drive_envs.path import NUM_PAST, PathOffset, Paths, gather_paths
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import STEP
 from drive_envs.scenes import Scene, SceneSource
-from drive_envs.teachers import Targets, follow, teach
+from drive_envs.teachers import LATERAL_RATE, Targets, follow, teach
 from drive_envs.vehicle import (
     MAX_ACCELERATION,
     MAX_CURVATURE,
@@ -62,7 +62,8 @@ class EnvConfig:
 
     width, height: of the images, as the world's. photometry: what the cameras add to them, by
     default nothing. longitudinal: who chooses the speed. teacher: `path` knows the recorded path,
-    `plan` is what the world itself plans, which must be a `PlanningWorld`.
+    `plan` is what the world itself plans, which must be a `PlanningWorld`. lateral_rate: 1/s, how
+    fast the teacher leads back.
     max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
     section 2: the warp's range is less than 4 m). How scenes are drawn is the sampler's.
     """
@@ -73,12 +74,15 @@ class EnvConfig:
     photometry: PhotometryConfig = field(default_factory=PhotometryConfig)
     longitudinal: Literal["recorded", "policy"] = "recorded"
     teacher: Literal["path", "plan"] = "path"
+    lateral_rate: float = LATERAL_RATE
     reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
     max_lateral_error: float = 4.0
 
     def __post_init__(self) -> None:
         if self.longitudinal not in ("recorded", "policy"):
             raise ValueError(f"longitudinal is '{self.longitudinal}'; use recorded or policy")
+        if not 0 < self.lateral_rate <= 3:
+            raise ValueError(f"lateral_rate is {self.lateral_rate} 1/s, not within 0..3")
         if self.teacher not in ("path", "plan"):
             raise ValueError(f"teacher is '{self.teacher}'; use path or plan")
         if not 0 < self.max_lateral_error <= 20:
@@ -266,10 +270,11 @@ class DrivingVectorEnv(VectorEnv):
             }
 
     def _targets(self) -> Targets:
+        now = self._state, self._vehicle, self._step, self.config.lateral_rate
         if self.config.teacher == "path":
-            return teach(self._paths, self._offset, self._state, self._vehicle, self._step)
+            return teach(self._paths, self._offset, *now)
         assert isinstance(self.world, PlanningWorld)
-        return follow(torch.from_numpy(self.world.plan), self._state, self._vehicle, self._step)
+        return follow(torch.from_numpy(self.world.plan), *now)
 
     def _observe(self, active: Tensor) -> Observation:
         row = NUM_PAST + self._step

@@ -53,7 +53,7 @@ from drive_envs.vehicle import (
     predict,
 )
 
-LATERAL_RATE = 0.9  # 1/s, w across the path
+LATERAL_RATE = 0.9  # 1/s, w across the path unless it is said
 COMFORT = 2.0  # m/s^2, a across the path: the correction alone, not the path's own curve
 LEAST_COMFORT = 0.5  # m/s^2, even where a curve alone takes all that the car can do
 COMFORT_CURVATURE = 0.15  # 1/m, at low speed: what the correction may add to the path's curvature
@@ -128,22 +128,27 @@ def settle(error: Scenes, rate: Scenes, w: float, most: Scenes, time: Points) ->
 
 
 def convergence(
-    paths: Paths, offset: PathOffset, speed: Scenes, start: Scenes, time: Points
+    paths: Paths,
+    offset: PathOffset,
+    speed: Scenes,
+    start: Scenes,
+    time: Points,
+    lateral_rate: float = LATERAL_RATE,
 ) -> Motion:
     """Return the motion that leads from an offset onto the recorded path.
 
     `offset` and `speed` are the car's at `start` seconds into the scene; the motion is evaluated at
-    `time` (batch, num_points) seconds after that.
+    `time` (batch, num_points) seconds after that. `lateral_rate` is w across the path, 1/s.
     """
     now = paths.at_time(start[:, None])
     here = paths.at_station(offset.station[:, None]).curvature[:, 0]
     metric = (1 - here * offset.lateral).clamp(min=MIN_METRIC)
     rate = speed * offset.heading.sin()
     # The correction adds to the curve's own acceleration, and the car does only so much in all.
-    side = torch.sign(LATERAL_RATE * offset.lateral + 2 * rate)
+    side = torch.sign(lateral_rate * offset.lateral + 2 * rate)
     room = (MAX_LATERAL_ACCELERATION + side * here * speed**2).clamp(min=LEAST_COMFORT, max=COMFORT)
     comfort = torch.minimum(room, COMFORT_CURVATURE * speed**2).clamp(min=1e-3)
-    lateral = settle(offset.lateral, rate, LATERAL_RATE, comfort, time)
+    lateral = settle(offset.lateral, rate, lateral_rate, comfort, time)
 
     ahead = offset.station - now.station[:, 0]
     gain = speed * offset.heading.cos() / metric - now.speed[:, 0]
@@ -184,16 +189,23 @@ def plan_from_convergence(pose: Float[Tensor, "batch 3"], motion: Motion) -> Ten
 
 
 def teach(
-    paths: Paths, offset: PathOffset, state: VehicleState, vehicle: Vehicle, step: int
+    paths: Paths,
+    offset: PathOffset,
+    state: VehicleState,
+    vehicle: Vehicle,
+    step: int,
+    lateral_rate: float = LATERAL_RATE,
 ) -> Targets:
     """Say what to do in each scene at `step`: the plan from here, and the command to send now.
 
-    `offset` is `paths.project(state.pose, ...)`. The action respects the car's limits.
+    A faster `lateral_rate` holds better against wind and a wrong gain, which push a car that does
+    not know of them off by their acceleration over the rate's square. `offset` is
+    `paths.project(state.pose, ...)`. The action respects the car's limits.
     """
     batch = len(offset.station)
     start = torch.full_like(offset.station, step * STEP)
     time = TIMES.expand(batch, NUM_POINTS)
-    motion = convergence(paths, offset, state.speed, start, time)
+    motion = convergence(paths, offset, state.speed, start, time, lateral_rate)
     plan = plan_from_convergence(state.pose, motion)
     forward, along = motion.velocity[0][:, 0], motion.acceleration[0][:, 0]
     left, across = motion.velocity[1][:, 0], motion.acceleration[1][:, 0]
@@ -206,13 +218,18 @@ def teach(
     later = paths.project(pose, guess)
     # A command is held for one step: take the curvature half-way through it.
     half = torch.full_like(time[:, :1], STEP / 2)
-    curvature = convergence(paths, later, speed, start + latency, half).curvature[:, 0]
+    motion_then = convergence(paths, later, speed, start + latency, half, lateral_rate)
+    curvature = motion_then.curvature[:, 0]
     action = commanded(curvature, acceleration, speed, state, vehicle, step)
     return Targets(plan=plan, valid=motion.valid, action=action)
 
 
 def follow(
-    plan: Float[Tensor, "batch 33 15"], state: VehicleState, vehicle: Vehicle, step: int
+    plan: Float[Tensor, "batch 33 15"],
+    state: VehicleState,
+    vehicle: Vehicle,
+    step: int,
+    lateral_rate: float = LATERAL_RATE,
 ) -> Targets:
     """Take plans from where the cars are for what to do: the `plan` teacher of a world model.
 
@@ -231,7 +248,7 @@ def follow(
     )
     heading = interpolate(plan[..., EULER][..., 2], latency)
     error, rate = y * heading.cos() - x * heading.sin(), speed * yaw.sin()
-    pull = LATERAL_RATE**2 * error + 2 * LATERAL_RATE * rate
+    pull = lateral_rate**2 * error + 2 * lateral_rate * rate
     correction = pull.clamp(-COMFORT, COMFORT) / speed.clamp(min=MIN_SPEED) ** 2
     curvature = wanted[:, 0] - correction.clamp(-COMFORT_CURVATURE, COMFORT_CURVATURE)
     action = commanded(curvature, wanted[:, 1], speed, state, vehicle, step)
@@ -274,6 +291,7 @@ def plans_back(
     poses: Float[Tensor, "batch 3"],
     lateral: Scenes,
     heading: Scenes,
+    lateral_rate: float = LATERAL_RATE,
 ) -> tuple[Float[Tensor, "batch 33 15"], Bool[Tensor, "batch 33"]]:
     """Return the plans back onto a recording, and where they are valid, from beside some rows.
 
@@ -283,5 +301,6 @@ def plans_back(
     paths = gather_paths([path] * len(starts), starts, num_steps=0)
     offset = PathOffset(station=path.station[rows], lateral=lateral, heading=heading)
     time = TIMES.expand(len(starts), NUM_POINTS)
-    motion = convergence(paths, offset, path.speed[rows], torch.zeros_like(lateral), time)
+    start = torch.zeros_like(lateral)
+    motion = convergence(paths, offset, path.speed[rows], start, time, lateral_rate)
     return plan_from_convergence(poses, motion), motion.valid

@@ -22,7 +22,7 @@ from drive_envs.reprojective import (
 )
 from drive_envs.scenes import Scene, stretches
 from drive_envs.segment import Segment
-from drive_envs.teachers import plans_back
+from drive_envs.teachers import LATERAL_RATE, plans_back
 from world_model.excursions import Excursion, ExcursionConfig, draw_excursion
 from world_model.latents import PLAN, LatentDrive
 from world_model.tokenizer import Tokenizer
@@ -39,7 +39,8 @@ class EncodingConfig:
     """Which variants of a recording there are.
 
     num_excursions: V. is_mirrored: take mirror images too. source_offsets: rows from which an
-    excursion is seen, see `ReprojectiveConfig`. precision: of the tokenizer; bf16 is off by less
+    excursion is seen, see `ReprojectiveConfig`. lateral_rate: 1/s, how fast plans lead back onto
+    the path. precision: of the tokenizer; bf16 is off by less
     than a hundredth of a latent's deviation.
     """
 
@@ -47,6 +48,7 @@ class EncodingConfig:
     is_mirrored: bool = True
     excursions: ExcursionConfig = field(default_factory=ExcursionConfig)
     source_offsets: tuple[int, ...] = (0, -3)
+    lateral_rate: float = LATERAL_RATE
     precision: Precision = "bf16"
     seed: int = 0
 
@@ -92,7 +94,14 @@ def encode_stretch(
         offsets = config.source_offsets
         images += seen_from(segment, rows, path, drives, width, height, offsets)
     return as_latents(
-        name, segment.split, tokenizer, path, drives, images, precision=config.precision
+        name,
+        segment.split,
+        tokenizer,
+        path,
+        drives,
+        images,
+        precision=config.precision,
+        lateral_rate=config.lateral_rate,
     )
 
 
@@ -105,11 +114,12 @@ def as_latents(
     images: Sequence[Images],
     *,
     precision: Precision = "fp32",
+    lateral_rate: float = LATERAL_RATE,
 ) -> LatentDrive:
     """Tokenize what was seen on a path and beside it, and plan back from everywhere."""
     zero = torch.zeros(len(path), dtype=torch.float64)
     variants = [Excursion(lateral=zero, heading=zero, poses=path.poses), *drives]
-    plans = [plans_of(path, drive) for drive in variants]
+    plans = [plans_of(path, drive, lateral_rate) for drive in variants]
     return LatentDrive(
         name=name,
         split=split,
@@ -121,13 +131,15 @@ def as_latents(
     )
 
 
-def plans_of(path: RecordedPath, drive: Excursion) -> tuple[np.ndarray, np.ndarray]:
+def plans_of(
+    path: RecordedPath, drive: Excursion, lateral_rate: float
+) -> tuple[np.ndarray, np.ndarray]:
     """Return the plans back onto the path, and where they are valid: from no row without a past."""
     plans = np.zeros((len(path), *PLAN), np.float32)
     valid = np.zeros((len(path), PLAN[0]), bool)
     rows = torch.arange(NUM_PAST, len(path))
     plan, is_valid = plans_back(
-        path, rows, drive.poses[rows], drive.lateral[rows], drive.heading[rows]
+        path, rows, drive.poses[rows], drive.lateral[rows], drive.heading[rows], lateral_rate
     )
     plans[NUM_PAST:], valid[NUM_PAST:] = plan.float().numpy(), is_valid.numpy()
     return plans, valid
