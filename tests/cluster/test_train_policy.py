@@ -27,6 +27,13 @@ from drive_learner.learner import Learner
 from drive_learner.loop import LoopConfig, learn
 from drive_learner.losses import LossConfig
 from drive_learner.queue import QueueConfig
+from world_model.autoencoder import AutoencoderConfig
+from world_model.dit import WorldModel, WorldModelConfig
+from world_model.engine import EngineConfig
+from world_model.model_file import save_world_model
+from world_model.sampler import SamplerConfig as EulerConfig
+from world_model.service_config import ServiceConfig
+from world_model.tokenizer import Tokenizer
 
 WIDTH, HEIGHT = 32, 16
 SHOWN = {
@@ -244,7 +251,46 @@ def test_another_network_is_not_resumed(tiny, tmp_path):
         resumed(other, learner, tmp_path / "checkpoints")
 
 
+@pytest.fixture(scope="module")
+def in_world_model(tiny, tmp_path_factory):
+    """The run, in a small world model with random weights and with its plans for a teacher."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    model = WorldModelConfig(size="femto", width=WIDTH, height=HEIGHT, latent_channels=4)
+    coder = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    save_world_model(WorldModel(model), Tokenizer(coder), folder)
+    return replace(
+        tiny,
+        num_steps=4,
+        simulator="world_model",
+        env=replace(tiny.env, teacher="plan"),
+        sampler=replace(tiny.sampler, rows_after=5),
+        service=ServiceConfig(
+            model=folder,
+            num_cpus=0.5,
+            sampler=EulerConfig(num_steps=1),
+            engine=EngineConfig(capacity=8),
+        ),
+        actors=replace(tiny.actors, seats=2, num_cpus=0.5),
+        loop=replace(tiny.loop, video_every=4),
+    )
+
+
+@pytest.mark.slow
+def test_a_policy_is_trained_in_a_world_model(in_world_model, tmp_path):
+    figures = run(in_world_model, tmp_path)
+    rollouts = figures["rollouts"]
+    assert rollouts["started"] == rollouts["learnt"] + sum(rollouts["discarded"].values())
+    assert figures["steps"] == 4
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    shares = {tag for tag in events.Tags()["scalars"] if tag.startswith("actor/share_")}
+    assert "actor/share_env/service" in shares
+    assert not driving_processes()
+
+
 def test_runs_that_cannot_work_are_refused(tiny):
+    with pytest.raises(ValueError, match="frames after a scene's end"):
+        replace(tiny, simulator="world_model")
     with pytest.raises(ValueError, match="one size"):
         replace(tiny, policy=replace(tiny.policy, width=64, height=32))
     with pytest.raises(ValueError, match="no reward"):
