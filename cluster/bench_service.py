@@ -197,7 +197,7 @@ class Drivers:
     def __init__(self, name: str, number: int, config: ServiceBench) -> None:
         self.config, self.number = config, number
         driver = ray.remote(Driver).options(num_cpus=0)
-        self.drivers = [driver.remote(name, index, config) for index in range(number)]
+        self.drivers: list[Any] = [driver.remote(name, i, config) for i in range(number)]
         self._all("drive", 1)
 
     def rate(self) -> tuple[float, float]:

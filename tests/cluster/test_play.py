@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import sync_playwright
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
+from websockets.typing import Origin
 
 from cluster.play import Drive, PlayRun, Server, make_driver, opened_world
 from cluster.progress import CONSOLE
@@ -82,7 +83,7 @@ def test_a_policy_is_watched_from_drive_to_drive(monkeypatch):
 def test_a_page_from_elsewhere_may_not_steer(monkeypatch):
     with played(monkeypatch) as (_, address):
         url = address.replace("http", "ws") + "/drive"
-        for origin in ("http://example.org", None):
+        for origin in (Origin("http://example.org"), None):
             with pytest.raises((ConnectionClosed, InvalidStatus)), connect(url, origin=origin) as s:
                 s.recv(timeout=10)
 

@@ -108,12 +108,13 @@ def make_env(connection, segment, patience=60.0):
 def roll_out(connection, segment, seed, at=None, trouble=None):
     """Drive a whole scene, with trouble before step `at`; return how often a session was lost."""
     env, world = make_env(connection, segment)
-    env.reset(seed=seed)
+    observation, info = env.reset(seed=seed)
     for step in range(8):
+        assert info["active"].any()
         if step == at and trouble is not None:
             trouble()
-        observation, _, left, arrived, _ = env.step(np.zeros((2, 2), np.float32))
-    assert (left | arrived).all()
+        observation, *_, info = env.step(np.zeros((2, 2), np.float32))
+    assert not info["active"].any()
     assert observation["wide"].shape == (2, 3, CONFIG.height, CONFIG.width)
     world.close()
     return world.num_reopened
