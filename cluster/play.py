@@ -11,7 +11,6 @@ came from there. The drive goes on while somebody looks.
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -22,7 +21,6 @@ from urllib.parse import urlsplit
 
 import numpy as np
 import torch
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -30,6 +28,7 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from cluster.evaluate_policy import EvaluatePolicyRun, find_drivers
+from cluster.local_server import LocalServer
 from cluster.progress import CONSOLE
 from cluster.train_policy import RayConfig
 from drive_actors.drivers import Decision, Driver, PolicyDriver, StraightDriver, TeacherDriver
@@ -233,27 +232,17 @@ class Server:
     async def serve(self) -> None:
         """Serve until told to end."""
         torch.set_num_threads(max(1, torch.get_num_threads() - 1))
-        try:
-            place = socket.create_server(("127.0.0.1", self.config.port))
-        except OSError as error:
-            raise ValueError(
-                f"port {self.config.port} cannot be had ({error.strerror}): say port=0 for any "
-                "that is free"
-            ) from error
-        with place:
-            self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning"))
-            serving = asyncio.create_task(self._server.serve(sockets=[place]))
-            CONSOLE.print(
-                f"open http://127.0.0.1:{place.getsockname()[1]} ; Ctrl-C ends it", highlight=False
-            )
-            if self.config.seconds is not None:
-                await asyncio.sleep(self.config.seconds)
-                self.end()
-            await serving
+        self.server = LocalServer(self.app, self.config.port)
+        serving = asyncio.create_task(self.server.serve())
+        CONSOLE.print(f"open {self.server.address} ; Ctrl-C ends it", highlight=False)
+        if self.config.seconds is not None:
+            await asyncio.sleep(self.config.seconds)
+            self.end()
+        await serving
 
     def end(self) -> None:
         """Serve no longer; `serve` returns soon."""
-        self._server.should_exit = True
+        self.server.end()
 
     async def page(self, request: Request) -> HTMLResponse:
         """Return the page."""

@@ -7,16 +7,22 @@ a break: `drive serve-world-model name=NAME service.model=PATH` while it is up.
 """
 
 import logging
+import os
+import secrets
 import signal
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from cluster.local_server import LocalServer
 from cluster.progress import CONSOLE
+from cluster.service_http import make_app
 from cluster.train_policy import RayConfig
 from drive_learner.local_cluster import local_cluster
 from world_model.service_config import ServiceConfig
@@ -29,12 +35,15 @@ class ServeWorldModelRun:
     """One service.
 
     name: by which jobs find it. seconds: how long it stays up, null for until it is told to end.
-    report_every: s between two lines on what it does.
+    report_every: s between two lines on what it does. http_port: serve HTTP too, on this machine
+    alone and for who knows the token (`cluster/service_http.py`); 0 for any port, null for none.
+    The token is DRIVE_SERVICE_TOKEN of the environment, or made up and shown.
     """
 
     name: str = "world-model"
     seconds: float | None = None
     report_every: float = 10.0
+    http_port: int | None = None
     service: ServiceConfig = field(default_factory=ServiceConfig)
     ray: RayConfig = field(default_factory=RayConfig)
 
@@ -48,18 +57,15 @@ class ServeWorldModelRun:
 
 def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
     """Serve until told to end; return what was done. `output` gets nothing."""
-    from ray import serve
+    from world_model.service import is_running, serving, start
 
-    from world_model.service import is_running, serving, start, totals
-
-    ended = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        for name in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(name, lambda *_: ended.set())
-    with local_cluster(
-        num_cpus=config.ray.num_cpus,
-        object_store_mb=config.ray.object_store_mb,
-        dashboard=config.ray.dashboard,
+    with (
+        told_to_end() as ended,
+        local_cluster(
+            num_cpus=config.ray.num_cpus,
+            object_store_mb=config.ray.object_store_mb,
+            dashboard=config.ray.dashboard,
+        ),
     ):
         if is_running(config.name):
             start(config.service, config.name)
@@ -73,15 +79,61 @@ def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
                 highlight=False,
                 markup=False,
             )
-            figures: dict[str, Any] = {}
-            begun = told = time.monotonic()
-            while not ended.wait(min(config.report_every, 0.5)):
-                now = time.monotonic()
-                if config.seconds is not None and now - begun >= config.seconds:
-                    break
-                if now - told >= config.report_every:
-                    told, figures = now, totals(config.name)
-                    log.info("%(sessions)d sessions, %(scenes)d scenes, %(frames)d frames", figures)
-            figures = totals(config.name)
-        serve.shutdown()
+            with http_front(config):
+                figures = wait(config, ended)
     return {"name": config.name, **figures}
+
+
+@contextmanager
+def told_to_end() -> Iterator[threading.Event]:
+    """Yield what is set by Ctrl-C or a request to terminate, within the block."""
+    ended = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield ended
+        return
+    names = signal.SIGINT, signal.SIGTERM
+    before = [signal.signal(name, lambda *_: ended.set()) for name in names]
+    try:
+        yield ended
+    finally:
+        for name, handler in zip(names, before, strict=True):
+            signal.signal(name, handler)
+
+
+@contextmanager
+def http_front(config: ServeWorldModelRun) -> Iterator[None]:
+    """Serve HTTP for the block, if that is asked for."""
+    if config.http_port is None:
+        yield
+        return
+    from world_model.service import ServiceConnection, totals
+
+    token = os.environ.get("DRIVE_SERVICE_TOKEN")
+    if not token:
+        token = secrets.token_urlsafe(24)
+        CONSOLE.print(f"DRIVE_SERVICE_TOKEN={token}", highlight=False, markup=False)
+    app = make_app(ServiceConnection(config.name), lambda: totals(config.name), token)
+    server = LocalServer(app, config.http_port)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    CONSOLE.print(f"HTTP at {server.address}", highlight=False, markup=False)
+    try:
+        yield
+    finally:
+        server.end()
+        thread.join()
+
+
+def wait(config: ServeWorldModelRun, ended: threading.Event) -> dict[str, Any]:
+    """Report until told to end; return what was done."""
+    from world_model.service import totals
+
+    begun = told = time.monotonic()
+    while not ended.wait(min(config.report_every, 0.5)):
+        now = time.monotonic()
+        if config.seconds is not None and now - begun >= config.seconds:
+            break
+        if now - told >= config.report_every:
+            told, figures = now, totals(config.name)
+            log.info("%(sessions)d sessions, %(scenes)d scenes, %(frames)d frames", figures)
+    return totals(config.name)

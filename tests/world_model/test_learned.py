@@ -12,49 +12,10 @@ from drive_envs.learned import Learned, LearnedConfig
 from drive_envs.protocol import NoRoomError, SessionLostError
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
-from tests.world_model.conftest import CONFIG
+from tests.world_model.conftest import CONFIG, InProcess, Now
 
 SIZE: dict[str, Any] = {"width": CONFIG.width, "height": CONFIG.height}
 SAMPLER = SamplerConfig(num_steps=(6, 8), rows_after=CONFIG.num_anchors)
-
-
-class Now:
-    """An answer that is there, or an error."""
-
-    def __init__(self, make):
-        self.make = make
-
-    def result(self):
-        answer = self.make()
-        if isinstance(answer, Exception):
-            raise answer
-        for array in (answer.images, answer.plan):
-            if array is not None:
-                array.flags.writeable = False  # as what Ray brings
-        return answer
-
-
-class InProcess:
-    """A connection to an engine; `trouble` maps the number of a step to what happens to it."""
-
-    def __init__(self, engine):
-        self.engine, self.trouble, self.num_steps = engine, {}, 0
-
-    def open(self, request):
-        return Now(lambda: self.engine.open(request))
-
-    def step(self, request):
-        self.num_steps += 1
-        trouble = self.trouble.get(self.num_steps)
-        if trouble == "forgotten":
-            self.engine.close(request.session)
-        if trouble == "answer lost":
-            self.engine.step([request])
-            return Now(lambda: TimeoutError("too slow"))
-        return Now(lambda: self.engine.step([request])[0])
-
-    def close(self, session):
-        self.engine.close(session)
 
 
 @pytest.fixture
