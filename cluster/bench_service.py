@@ -151,7 +151,7 @@ def opening(config: ServiceBench, session: str) -> OpenSession:
         session=session,
         context=context,
         context_poses=poses[:, :num_context],
-        anchors=context[:, : model.num_anchors],
+        anchors=np.repeat(context[:, :1], model.num_anchors, axis=1),
         anchor_poses=poses[:, 50 : 50 + model.num_anchors],
         wait=np.full(num, 40),
         seed=np.arange(num),

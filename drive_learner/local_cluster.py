@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,4 +40,7 @@ def local_cluster(
     try:
         yield
     finally:
+        # Serve would go on speaking to the cluster that is gone, in this process's next one.
+        if "address" in options and (serve := sys.modules.get("ray.serve")) is not None:
+            serve.shutdown()
         ray.shutdown()

@@ -112,10 +112,11 @@ def learn(
             if step % config.publish_every == 0:
                 feed.publish(step, learner.weights(averaged=config.act_with_average))
             if step % config.log_every == 0 or is_last:
-                metrics = interval.metrics() | feed.metrics()
+                news = interval.metrics() | feed.metrics()
                 interval = Interval()
-                for name, value in metrics.items():
+                for name, value in news.items():
                     writer.add_scalar(name, value, step)
+                metrics = metrics | news  # no rollout may have come since the last ones
             if config.video_every and (step % config.video_every == 0 or is_last):
                 film(learner, feed.latest, output / "videos", writer)
             if step % config.checkpoint_every == 0 or is_last:

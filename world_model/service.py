@@ -10,6 +10,7 @@ Serve's client API is wrapped here and nowhere else: `serving` starts and ends a
 """
 
 import logging
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +21,11 @@ import torch
 from ray import serve
 from ray.exceptions import RayError
 from ray.serve.config import RequestRouterConfig
-from ray.serve.exceptions import BackPressureError, RayServeException
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 from ray.serve.schema import ApplicationStatus
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -35,6 +40,7 @@ log = logging.getLogger(__name__)
 
 DEPLOYMENT = "WorldModel"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # alpha API
+PATIENCE = 30.0  # s until replicas that are lost are there again
 WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 SCENES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
@@ -198,9 +204,22 @@ def is_running(name: str) -> bool:
     return application is not None and application.status == ApplicationStatus.RUNNING
 
 
+def ask_all(name: str, method: str) -> list[Any]:
+    """Ask every replica; a handle that is new learns a moment later which ones there are."""
+    handle = serve.get_deployment_handle(DEPLOYMENT, name)
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return list(handle.broadcast(method).results())
+        except DeploymentUnavailableError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.05)
+
+
 def totals(name: str) -> dict[str, Any]:
     """Return what happened in all replicas of an application since they were started."""
-    replicas = serve.get_deployment_handle(DEPLOYMENT, name).broadcast("figures").results()
+    replicas = ask_all(name, "figures")
     total: dict[str, Any] = {"replicas": len(replicas), "seconds": {}}
     for figures in replicas:
         for key, value in figures.items():
