@@ -13,16 +13,17 @@ from drive_envs.reprojection import reproject
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 torch.set_num_threads(1)
-camera = wide(128, 64)
+camera = wide(256, 128)
 generator = torch.Generator().manual_seed(0)
-images = torch.randint(0, 256, (16, 1, 3, 64, 128), generator=generator, dtype=torch.uint8)
-depths = 2 + 20 * torch.rand(16, 1, 64, 128, generator=generator)
+images = torch.randint(0, 256, (16, 1, 3, 128, 256), generator=generator, dtype=torch.uint8)
+depths = 2 + 20 * torch.rand(16, 1, 128, 256, generator=generator)
 moved = torch.eye(4).repeat(16, 1, 1, 1)
 moved[..., 0, 3] = 0.5
 def warp():
     for _ in range(10):
         reproject(images, depths, moved, camera)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+warp()
 before = warp()
 print(warp() - before)
 """
