@@ -25,7 +25,8 @@ class LocalServer:
     @property
     def address(self) -> str:
         """Where it is."""
-        return f"http://{HOST}:{self._socket.getsockname()[1]}"
+        host, port = self._socket.getsockname()
+        return f"http://{host}:{port}"
 
     async def serve(self) -> None:
         """Serve until told to end."""

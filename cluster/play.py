@@ -20,7 +20,6 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import numpy as np
-import torch
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse
@@ -231,7 +230,6 @@ class Server:
 
     async def serve(self) -> None:
         """Serve until told to end."""
-        torch.set_num_threads(max(1, torch.get_num_threads() - 1))
         self.server = LocalServer(self.app, self.config.port)
         serving = asyncio.create_task(self.server.serve())
         CONSOLE.print(f"open {self.server.address} ; Ctrl-C ends it", highlight=False)

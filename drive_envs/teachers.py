@@ -218,8 +218,8 @@ def teach(
     later = paths.project(pose, guess)
     # A command is held for one step: take the curvature half-way through it.
     half = torch.full_like(time[:, :1], STEP / 2)
-    motion_then = convergence(paths, later, speed, start + latency, half, lateral_rate)
-    curvature = motion_then.curvature[:, 0]
+    in_effect = convergence(paths, later, speed, start + latency, half, lateral_rate)
+    curvature = in_effect.curvature[:, 0]
     action = commanded(curvature, acceleration, speed, state, vehicle, step)
     return Targets(plan=plan, valid=motion.valid, action=action)
 
@@ -242,12 +242,11 @@ def follow(
     wanted = action_from_plan(plan, latency + STEP / 2)
     speed = (state.speed + wanted[:, 1] * latency).clamp(min=0.0)
     then = compose(invert(state.pose), predict(state, vehicle, step, latency, wanted[:, 1]))
-    x, y, yaw = (
-        then[:, i] - interpolate(part, latency)
-        for i, part in enumerate((plan[..., 0], plan[..., 1], plan[..., EULER][..., 2]))
-    )
-    heading = interpolate(plan[..., EULER][..., 2], latency)
-    error, rate = y * heading.cos() - x * heading.sin(), speed * yaw.sin()
+    planar = plan[..., 0], plan[..., 1], plan[..., EULER][..., 2]
+    planned = torch.stack([interpolate(part, latency) for part in planar], dim=-1)
+    x, y, turn = (then - planned).unbind(-1)
+    cos, sin = planned[:, 2].cos(), planned[:, 2].sin()
+    error, rate = y * cos - x * sin, speed * turn.sin()
     pull = lateral_rate**2 * error + 2 * lateral_rate * rate
     correction = pull.clamp(-COMFORT, COMFORT) / speed.clamp(min=MIN_SPEED) ** 2
     curvature = wanted[:, 0] - correction.clamp(-COMFORT_CURVATURE, COMFORT_CURVATURE)

@@ -94,8 +94,8 @@ class Engine:
     ) -> None:
         self.config, self.counters = config, Counters()
         self.device = next(model.parameters()).device
-        self.sampler_config = sampler
-        self.replace_weights(model, tokenizer)
+        self.sampler = Sampler(model, sampler)
+        self.tokenizer = tokenizer.to(self.device)
         self.memory = Memory.empty(
             model.config,
             config.capacity,
@@ -126,13 +126,12 @@ class Engine:
 
         What was remembered stays as the old weights saw it. Raises ValueError for another size.
         """
-        sampler: Sampler | None = getattr(self, "sampler", None)
-        if sampler is not None and sampler.model.config != model.config:
+        if model.config != self.model_config:
             raise ValueError(
                 f"the new weights are of {model.config}, but sessions are open on "
-                f"{sampler.model.config}: start another service for them"
+                f"{self.model_config}: start another service for them"
             )
-        self.sampler = Sampler(model.to(self.device), self.sampler_config)
+        self.sampler = Sampler(model.to(self.device), self.sampler.config)
         self.tokenizer = tokenizer.to(self.device)
 
     def open(self, request: OpenSession) -> Views:

@@ -33,16 +33,21 @@ def save_world_model(model: WorldModel, tokenizer: Tokenizer, folder: Path) -> N
     )
 
 
-def load_world_model(folder: Path) -> tuple[WorldModel, Tokenizer]:
-    """Rebuild both, in evaluation mode and without gradients.
-
-    Raises NetworkFileError, which says which file is wrong, and how.
-    """
+def check_there(folder: Path) -> None:
+    """Raise NetworkFileError when a folder holds no world model."""
     if not (folder / STATE).exists():
         raise NetworkFileError(
             f"there is no world model at {folder / STATE}: name the folder that `drive "
             "train-world-model` left as OUTPUT/world_model"
         )
+
+
+def load_world_model(folder: Path) -> tuple[WorldModel, Tokenizer]:
+    """Rebuild both, in evaluation mode and without gradients.
+
+    Raises NetworkFileError, which says which file is wrong, and how.
+    """
+    check_there(folder)
     (config, of_tokenizer), weights = read_described(
         folder / STATE,
         folder / WEIGHTS,

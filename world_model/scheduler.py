@@ -140,7 +140,7 @@ class Scheduler:
             begun = time.monotonic()
             try:
                 answers = await self._work(self.engine.step, [one.request for one in chosen])
-            except Exception as error:
+            except Exception as error:  # whatever it is, it is for those who asked to know
                 answers = [error] * len(chosen)
             for one, answer in zip(chosen, answers, strict=True):
                 if one.answer.done():  # whoever asked has gone

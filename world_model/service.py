@@ -32,7 +32,7 @@ from ray.util.metrics import Counter, Gauge, Histogram
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.protocol import OpenSession, SessionLostError, StepSession, Views
 from world_model.engine import Engine
-from world_model.model_file import load_world_model
+from world_model.model_file import check_there, load_world_model
 from world_model.scheduler import Scheduler
 from world_model.service_config import ServiceConfig
 
@@ -169,7 +169,12 @@ def serving(config: ServiceConfig, name: str) -> Iterator[str]:
 
 
 def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> None:
-    """Start an application, or give the one of this name other weights (`model`)."""
+    """Start an application, or give the one of this name other weights (`model`).
+
+    NetworkFileError when there is no model, before anything is started.
+    """
+    folder = (model or config.folder).resolve()
+    check_there(folder)
     options: dict[str, Any] = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
     if config.resources:
         options["resources"] = dict(config.resources)
@@ -184,7 +189,7 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
         # Requests wait in our scheduler, which knows which of them to take together.
         max_ongoing_requests=most,
         max_queued_requests=-1,
-        user_config={"model": str((model or config.folder).resolve())},
+        user_config={"model": str(folder)},
         request_router_config=router,
         graceful_shutdown_timeout_s=config.drain,
         graceful_shutdown_wait_loop_s=0.1,

@@ -19,6 +19,7 @@ from ray.util import list_named_actors
 
 from drive_envs.environment import DrivingEnv, DrivingVectorEnv, EnvConfig
 from drive_envs.learned import Learned, LearnedConfig
+from drive_envs.network_file import NetworkFileError
 from drive_envs.protocol import BadRequestError, NoRoomError, SessionLostError
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
@@ -232,6 +233,11 @@ def test_a_driver_vanishes(connection):
     while totals(NAME)["scenes"] and time.monotonic() < deadline:
         time.sleep(0.2)
     assert totals(NAME)["expired"] == before + 1
+
+
+def test_a_model_that_is_not_there_is_said_before_anything_is_started(config, tmp_path):
+    with pytest.raises(NetworkFileError, match=r"there is no world model at .*none"):
+        start(replace(config, model=tmp_path / "none"), "never")
 
 
 def test_weights_are_replaced_in_place(connection, config, tmp_path):
