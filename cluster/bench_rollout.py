@@ -14,22 +14,18 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-import ray
 import torch
 
 from cluster.progress import progress
-from cluster.train_policy import TrainPolicyRun, make_env
-from drive_actors.actor import RolloutActor
+from cluster.train_policy import TrainPolicyRun, make_env, start_actors
 from drive_actors.policy import Policy
 from drive_actors.rollout import collect
 from drive_envs.protocol import Rollout
 from drive_learner.local_cluster import local_cluster
-from drive_learner.pool import ActorPool
 
 Drive = Callable[[int], Sequence[Rollout]]
 
@@ -155,16 +151,8 @@ class Pool:
 
     def __init__(self, config: RolloutBench, number: int, policy: Policy) -> None:
         training = config.training
-        pool = replace(training.actors, min_actors=number, max_actors=number)
-        actor: Any = ray.remote(RolloutActor).options(**pool.options)
-
-        def start(index: int) -> Any:
-            make = partial(make_env, training)
-            num_steps = training.rollout_steps
-            return actor.remote(make, training.policy, index=index, num_steps=num_steps)
-
-        self.pool = ActorPool(start, pool)
-        self.pool.wait_until_ready()
+        actors = replace(training.actors, min_actors=number, max_actors=number)
+        self.pool = start_actors(training, actors)
         self.pool.publish(0, policy.state_dict())
         self.seed = 0
 

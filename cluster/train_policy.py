@@ -234,8 +234,8 @@ def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterato
             dashboard=config.ray.dashboard,
         ),
         world_model_service(config) as service,
-        actor_pool(config, service) as pool,
     ):
+        pool = start_actors(config, config.actors, service)
         feed = RolloutFeed(
             pool,
             config.queue,
@@ -262,10 +262,11 @@ def world_model_service(config: TrainPolicyRun) -> Iterator[str | None]:
         yield name
 
 
-@contextmanager
-def actor_pool(config: TrainPolicyRun, service: str | None) -> Iterator[ActorPool]:
-    """Start the actors."""
-    actor = ray.remote(RolloutActor).options(**config.actors.options)
+def start_actors(
+    config: TrainPolicyRun, actors: PoolConfig, service: str | None = None
+) -> ActorPool:
+    """Start the actors of a run, as many as `actors` says, and wait for them."""
+    actor = ray.remote(RolloutActor).options(**actors.options)
     make = functools.partial(make_env, config, service)
 
     def make_actor(index: int) -> Any:
@@ -274,12 +275,12 @@ def actor_pool(config: TrainPolicyRun, service: str | None) -> Iterator[ActorPoo
             config.policy,
             index=index,
             num_steps=config.rollout_steps,
-            num_seats=config.actors.seats,
+            num_seats=actors.seats,
         )
 
-    pool = ActorPool(make_actor, config.actors)
+    pool = ActorPool(make_actor, actors)
     pool.wait_until_ready()
-    yield pool
+    return pool
 
 
 def make_env(config: TrainPolicyRun, service: str | None = None) -> DrivingVectorEnv:
