@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster.progress import Meter, progress
+from drive_envs.allocator import keep_freed_memory
 from drive_envs.camera import Camera, recording_cameras
 from drive_envs.drives import DriveConfig
 from drive_envs.frames import JPEG_QUALITY
@@ -189,6 +190,8 @@ def start_recorder(config: RecordRun, num_threads: int) -> None:
     threading.Thread(target=end_with_parent, daemon=True).start()
     os.environ["LP_NUM_THREADS"] = str(num_threads)
     from drive_envs.recorder import Recorder
+
+    keep_freed_memory()
 
     try:
         _recorder = Recorder(

@@ -49,12 +49,14 @@ def shrink_depth(depth: np.ndarray, factor: int) -> np.ndarray:
 
     Averaged is inverse depth, which is linear on the image of a plane.
     """
-    height, width = depth.shape
+    # Cell by cell: along axes of two elements NumPy reduces some ten times slower.
     with np.errstate(divide="ignore"):
-        inverse = 1 / depth.reshape(height // factor, factor, width // factor, factor)
-        nearest = inverse.max(axis=(1, 3), keepdims=True)
-        same = inverse >= SAME_SURFACE * nearest
-        return (same.sum(axis=(1, 3)) / (inverse * same).sum(axis=(1, 3))).astype(np.float32)
+        inverse = 1 / depth
+        cells = [inverse[i::factor, j::factor] for i in range(factor) for j in range(factor)]
+        least = SAME_SURFACE * np.maximum.reduce(cells)
+        same = [cell >= least for cell in cells]
+        total = sum(cell * is_near for cell, is_near in zip(cells, same, strict=True))
+        return np.add.reduce(same, dtype=np.float32) / total
 
 
 def decode_depth(encoded: bytes, width: int, height: int) -> np.ndarray:

@@ -219,3 +219,16 @@ def test_a_machine_without_opengl_says_so(tmp_path):
     said = alone(LD_LIBRARY_PATH=str(tmp_path))
     assert said.startswith("GraphicsError no OpenGL on this machine")
     assert "cluster/setup.sh" in said
+
+
+def test_the_roads_raster_is_the_one_that_metadrive_draws(renderer: Any):
+    from drive_envs.metadrive_mesa import PIXELS_PER_METRE, draw_road
+
+    road = renderer._env.engine.current_map
+    theirs = road.get_semantic_map(
+        (10.0, -3.0), 256, pixels_per_meter=PIXELS_PER_METRE, layer=["lane", "lane_line"]
+    )
+    assert not road.crosswalks  # which ours leaves out
+    ours = draw_road(np.zeros(theirs.shape, np.uint8), road, (10.0, -3.0))
+    assert set(np.unique(ours)) > {0, 51}  # lines, too
+    np.testing.assert_array_equal(ours, np.round(255 * theirs))
