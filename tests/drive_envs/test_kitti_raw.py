@@ -1,0 +1,48 @@
+import pytest
+
+from drive_envs.kitti_raw import KittiRaw, kitti_folders, kitti_recording
+from drive_envs.recording import Fault, RecordingError
+
+
+@pytest.fixture
+def drive(real, tmp_path):
+    """The folder of a short KITTI drive."""
+    real.write_kitti(tmp_path, real.Drive(4, rate=10.0, height=1.65))
+    (folder,) = kitti_folders(tmp_path)
+    return folder
+
+
+def opened(folder):
+    return kitti_recording(KittiRaw(folder=folder), folder)
+
+
+def test_missing_and_damaged_files_of_a_frame_are_named(drive):
+    (drive / "oxts" / "data" / "0000000002.txt").unlink()
+    (drive / "image_02" / "data" / "0000000001.png").unlink()
+    (drive / "velodyne_points" / "data" / "0000000003.bin").write_bytes(b"123")
+    recording = opened(drive)
+    assert recording.world_from_camera[2, 0, 0] != recording.world_from_camera[2, 0, 0]
+    found = [f for f in recording.images([0, 1]) if isinstance(f, Fault)]
+    assert [(f.cause, f.first) for f in found] == [("missing image", 1)]
+    assert recording.depth is not None
+    scan = recording.depth(3)
+    assert isinstance(scan, Fault)
+    assert str(scan).endswith("0000000003.bin: frame 3: damaged scan")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("image_02/timestamps.txt", "yesterday\n", "timestamps.txt: damaged file .line 1"),
+        ("oxts/data/0000000001.txt", "1 2 3", "0000000001.txt: damaged packet .3 values, not 30"),
+        ("../calib_velo_to_cam.txt", "R: 1 2\n", "damaged calibration .calib_velo_to_cam.txt R"),
+        ("../calib_cam_to_cam.txt", None, "calib_cam_to_cam.txt: missing calibration"),
+    ],
+)
+def test_what_cannot_be_read_is_named(drive, name, text, said):
+    if text is None:
+        (drive / name).unlink()
+    else:
+        (drive / name).write_text(text)
+    with pytest.raises(RecordingError, match=said):
+        opened(drive)
