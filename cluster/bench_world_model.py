@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from cluster.progress import progress
+from drive_envs.precision import Precision, dtype_of
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.flow import euler
@@ -184,9 +185,9 @@ def decoding_rate(tokenizer: Tokenizer, config: WorldModelBench, batch: int, dev
     return batch * config.num_frames / (time.perf_counter() - begin)
 
 
-def product_rate(precision: str, device: str, num: int = 6) -> float:
+def product_rate(precision: Precision, device: str, num: int = 6) -> float:
     """Return the operations a second of large matrix products: the bound of what follows."""
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    dtype = dtype_of(precision, device)
     a, b = torch.randn(2, SIZE_OF_PRODUCT, SIZE_OF_PRODUCT, device=device).to(dtype)
     torch.mm(a, b)
     synchronise(device)

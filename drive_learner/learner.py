@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from drive_actors.policy import Policy
+from drive_envs.precision import Precision, autocast
 from drive_learner.batch import Batch
 from drive_learner.habits import Habits, HabitsConfig
 from drive_learner.losses import LossConfig, losses
@@ -61,7 +62,7 @@ class LearnerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     habits: HabitsConfig = field(default_factory=HabitsConfig)
     is_longitudinal: bool = False
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
 
     def __post_init__(self) -> None:
@@ -113,9 +114,7 @@ class Learner:
         for group, factor in zip(self.optimizer.param_groups, (1.0, 1.0, of_codes), strict=True):
             group["lr"] = factor * rate
         batch = batch.to(self.device)
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"
-        ):
+        with autocast(self.config.precision, self.device.type):
             generator = torch.Generator().manual_seed(self.step)
             habit, of_prior = self.habits(batch.recording, generator)
             output = self.policy.unroll(batch.observation, batch.noise, habit=habit)

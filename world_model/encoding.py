@@ -5,7 +5,6 @@ Every segment is also taken as its mirror image: twice as many roads.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from drive_envs.camera import CAMERAS, cameras
 from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
+from drive_envs.precision import Precision, autocast
 from drive_envs.reprojective import (
     Reprojective,
     ReprojectiveConfig,
@@ -30,7 +30,6 @@ from world_model.tokenizer import Tokenizer
 BATCH = 32  # frames that are tokenized together
 LEAST_FRAMES = NUM_PAST + 2  # in a stretch
 
-Precision = Literal["fp32", "bf16"]
 Images = UInt8[Tensor, "frame 2 3 height width"]
 
 
@@ -49,7 +48,7 @@ class EncodingConfig:
     excursions: ExcursionConfig = field(default_factory=ExcursionConfig)
     source_offsets: tuple[int, ...] = (0, -3)
     lateral_rate: float = LATERAL_RATE
-    precision: Precision = "bf16"
+    precision: Precision = "auto"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -182,6 +181,6 @@ def seen_from(
 def tokenized(tokenizer: Tokenizer, images: Images, precision: Precision) -> np.ndarray:
     """Return latents as they are kept, float16 (frame, channel, rows, columns)."""
     device = tokenizer.mean.device
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(precision, device.type):
         parts = [tokenizer.encode(batch.to(device)).half().cpu() for batch in images.split(BATCH)]
     return torch.cat(parts).numpy()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from drive_envs.plan import best_plan
+from drive_envs.precision import dtype_of
 from drive_envs.protocol import (
     BadRequestError,
     NoRoomError,
@@ -100,7 +101,7 @@ class Engine:
             model.config,
             config.capacity,
             is_anchored=True,
-            dtype=torch.bfloat16 if sampler.precision == "bf16" else torch.float32,
+            dtype=dtype_of(sampler.precision, self.device.type),
             device=self.device,
         )
         self.sessions: dict[str, Session] = {}
@@ -261,7 +262,7 @@ class Engine:
         sessions = [self.sessions[request.session] for request in requests]
         places = torch.cat(
             [
-                session.places[torch.from_numpy(request.scenes)]
+                session.places[torch.tensor(request.scenes)]
                 for session, request in zip(sessions, requests, strict=True)
             ]
         )

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from drive_envs.precision import autocast
 from world_model.latents import LatentFile
 from world_model.optimizer import Optimizer, OptimizerConfig
 from world_model.tokenizer import Tokenizer, to_float
@@ -128,7 +129,7 @@ def train_pose_net(samples: Samples, config: PoseNetConfig, seed: int) -> PoseNe
         recorded, seen, offset = (part[picked] for part in samples)
         if rng.random() < 0.5:
             recorded, seen, offset = recorded.flip(-1), seen.flip(-1), -offset
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast("auto", "cpu"):
             guess = network(recorded, seen)
         optimizer.descend(((guess - offset) / unit).abs().mean())
     network.load_state_dict(optimizer.averaged())

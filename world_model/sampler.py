@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from drive_envs.plan import Hypotheses
+from drive_envs.precision import Precision, autocast
 from world_model.dit import SIZES, Told, WorldModel, WorldModelConfig
 from world_model.flow import Latents, euler
 from world_model.transformer import KeyValue
@@ -39,15 +40,13 @@ class SamplerConfig:
 
     num_steps: int = 10
     guidance: float = 1.0
-    precision: str = "bf16"
+    precision: Precision = "auto"
 
     def __post_init__(self) -> None:
         if self.num_steps < 1:
             raise ValueError(f"sampler.num_steps must be 1 or more, got {self.num_steps}")
         if self.guidance < 0:
             raise ValueError(f"sampler.guidance must not be negative, got {self.guidance}")
-        if self.precision not in ("fp32", "bf16"):
-            raise ValueError(f"sampler.precision is '{self.precision}': use fp32 or bf16")
 
 
 @dataclass
@@ -261,7 +260,7 @@ class Sampler:
 
     def autocast(self, device: torch.device) -> torch.autocast:
         """Return the context in which the network runs."""
-        return torch.autocast(device.type, torch.bfloat16, enabled=self.config.precision == "bf16")
+        return autocast(self.config.precision, device.type)
 
 
 def first_frame(plans: Hypotheses) -> Hypotheses:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from drive_envs.precision import Precision, autocast
 from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
 from world_model.latents import LatentFile
 from world_model.objective import Losses, ObjectiveConfig, losses
@@ -34,7 +35,7 @@ class TrainerConfig:
     seed: int = 0
     num_steps: int = 10000
     batch_size: int = 16
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     sharding: Literal["ddp", "fsdp"] = "ddp"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -138,8 +139,7 @@ class Trainer:
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs."""
-        is_bf16 = self.config.precision == "bf16"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=is_bf16)
+        return autocast(self.config.precision, self.device.type)
 
 
 def distributed(model: WorldModel, config: TrainerConfig, num_processes: int) -> nn.Module:

@@ -4,10 +4,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cluster.bench_learner import LearnerBench, bench_learner
+from cluster.bench_learner import LearnerBench, bench_learner, sensible
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.policy import PolicyConfig
 from drive_envs.environment import EnvConfig
+from drive_envs.precision import has_bf16
 from drive_envs.reprojective import ReprojectiveConfig
 from drive_learner.queue import QueueConfig
 
@@ -21,6 +22,13 @@ TRAINING = TrainPolicyRun(
 )
 
 
+def test_emulated_products_are_measured_only_if_nothing_else_is_asked_for(monkeypatch, caplog):
+    monkeypatch.setattr("cluster.bench_learner.has_bf16", lambda kind: False)
+    assert sensible(("fp32", "bf16"), "cpu") == ["fp32"]
+    assert "bf16 is left out" in caplog.text
+    assert sensible(("bf16",), "cpu") == ["bf16"]
+
+
 @pytest.mark.slow
 def test_every_way_is_measured_and_threads_are_left_alone(tmp_path):
     before = torch.get_num_threads()
@@ -28,7 +36,7 @@ def test_every_way_is_measured_and_threads_are_left_alone(tmp_path):
     assert torch.get_num_threads() == before
     assert set(figures["steps_per_second"]) == {
         f"{precision}, {threads}"
-        for precision in ("fp32", "bf16")
+        for precision in (("fp32", "bf16") if has_bf16("cpu") else ("fp32",))
         for threads in ("1 thread", "2 threads")
     }
     best = max(figures["steps_per_second"].values())

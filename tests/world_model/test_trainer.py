@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from drive_envs.precision import autocast
 from tests.world_model.conftest import CONFIG
 from world_model.dit import SIZES, WorldModel, WorldModelConfig
 from world_model.latents import LatentDrive, LatentFile, LatentsInfo, write_latents
@@ -149,7 +150,7 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
         wait=torch.tensor([1]),
     )
     objective = ObjectiveConfig(layout="paper")
-    with torch.autocast("cpu", torch.bfloat16):
+    with autocast("auto", "cpu"):
         found = losses(model, window, objective, config.num_history, torch.Generator())
     found.total.backward()
     gradients = [value.grad for value in model.parameters() if value.grad is not None]
