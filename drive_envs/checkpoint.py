@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -46,7 +47,10 @@ class Checkpoint:
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> Path:
-    """Write `folder`/step_NNNNNN and remove all but the `keep` newest; return where it is."""
+    """Write `folder`/step_NNNNNN and remove all but the `keep` newest; return where it is.
+
+    OSError, with what is there already left whole, when the disk is full.
+    """
     place = folder / f"step_{checkpoint.step:06d}"
     aside = folder / f"{place.name}.writing"
     for torn in (*folder.glob(f"*{REMOVING}"), *folder.glob(aside.name)):
@@ -60,8 +64,13 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, *, keep: int = 3) -> 
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     state = {"step": checkpoint.step, "sha256": digests, "state": checkpoint.state}
     contents[STATE] = json.dumps(state, indent=1).encode()
-    for name, content in contents.items():
-        write_synced(aside / name, content)
+    try:
+        for name, content in contents.items():
+            write_synced(aside / name, content)
+    except OSError as error:
+        # On a full disk the part that was written would keep the next one from fitting, too.
+        shutil.rmtree(aside, ignore_errors=True)
+        raise OSError(error.errno, error.strerror, str(aside)) from error
     sync_folder(aside)
     if place.exists():
         remove(place)
@@ -81,7 +90,7 @@ def read_checkpoint(place: Path) -> Checkpoint:
     """Read one checkpoint; CheckpointError names the file that is missing or damaged."""
     try:
         state = json.loads((place / STATE).read_bytes())
-        contents = {name: (place / name).read_bytes() for name in state["sha256"]}
+        contents = {name: (place / Path(name).name).read_bytes() for name in state["sha256"]}
     except FileNotFoundError as error:
         raise CheckpointError(
             f"{error.filename} is missing: {place} is not a whole checkpoint"
@@ -91,11 +100,15 @@ def read_checkpoint(place: Path) -> Checkpoint:
     for name, content in contents.items():
         if hashlib.sha256(content).hexdigest() != state["sha256"][name]:
             raise CheckpointError(f"{place / name} is damaged: use an earlier checkpoint")
-    tensors = {
-        name.removesuffix(".safetensors"): load(content)
-        for name, content in contents.items()
-        if name.endswith(".safetensors")
-    }
+    tensors = {}
+    for name, content in contents.items():
+        if name.endswith(".safetensors"):
+            try:
+                tensors[name.removesuffix(".safetensors")] = load(content)
+            except SafetensorError as error:
+                raise CheckpointError(
+                    f"{place / name} is no safetensors file, and nothing else is opened"
+                ) from error
     return Checkpoint(
         step=state["step"], tensors=tensors, state=state["state"], run=contents[RUN].decode()
     )

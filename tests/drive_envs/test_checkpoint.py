@@ -1,8 +1,13 @@
+import hashlib
+import json
 import os
+import pickle
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,6 +62,56 @@ def test_a_torn_checkpoint_is_passed_over_by_name(tmp_path, name, fault, caplog)
     assert found is not None
     assert found.step == 1
     assert name in caplog.text
+
+
+def test_a_pickle_with_the_right_digest_is_not_opened(tmp_path):
+    place = write_checkpoint(tmp_path, a_checkpoint(7))
+    planted = tmp_path / "planted"
+    bomb = pickle.dumps(Bomb(planted))
+    name = next(place.glob("*.safetensors")).name
+    (place / name).write_bytes(bomb)
+    state = json.loads((place / "state.json").read_text())
+    state["sha256"][name] = hashlib.sha256(bomb).hexdigest()
+    (place / "state.json").write_text(json.dumps(state))
+    with pytest.raises(CheckpointError, match="no safetensors file, and nothing else is opened"):
+        read_checkpoint(place)
+    assert not planted.exists()
+    pickle.loads(bomb)  # it would have gone off
+    assert planted.exists()
+
+
+class Bomb:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_full_disk_is_named_and_leaves_what_was_whole(tmp_path):
+    place = write_checkpoint(tmp_path, a_checkpoint(7))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        with pytest.raises(OSError, match=r"step_000008\.writing"):
+            write_checkpoint(tmp_path, a_checkpoint(8))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == [place]
+    assert read_checkpoint(place).step == 7
+
+
+def test_the_newest_is_the_one_of_most_steps_whatever_the_clocks_say(tmp_path):
+    for step, hours in ((8, 0), (9, -30), (10, 5)):
+        place = write_checkpoint(tmp_path, a_checkpoint(step))
+        then = time.time() + 3600 * hours
+        os.utime(place, (then, then))
+    os.utime(place, (0, 0))
+    newest = latest_checkpoint(tmp_path)
+    assert newest is not None
+    assert newest.step == 10
 
 
 def test_none_without_any(tmp_path):
