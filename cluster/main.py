@@ -11,6 +11,7 @@ library was not foreseen, so it is ours. The log in the output directory has eve
 
 import difflib
 import dis
+import json
 import logging
 import re
 import sys
@@ -68,7 +69,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if is_debug or told is None:
             raise
         sys.stderr.write(f"drive: {told}\n")
-        return 2
+        return getattr(error, "exit_code", 2)
     return 0
 
 
@@ -91,6 +92,8 @@ def parse(words: Sequence[str]) -> Command:
     name, *rest = words
     if name not in JOBS:
         raise CommandError(f"there is no job {name!r}{nearest(name, JOBS)}")
+    if name == "submit":
+        return parse_submission(rest)
     job = JOBS[name]
     topic = rest.pop(0) if rest and rest[0] in job.topics else None
     path = RUNS / f"{job.runs[0]}.yaml"
@@ -109,6 +112,33 @@ def parse(words: Sequence[str]) -> Command:
         path=path,
         overrides=tuple(word for word in rest if not word.startswith("output=")),
         output=Path(outputs[-1]) if outputs else None,
+    )
+
+
+def parse_submission(words: Sequence[str]) -> Command:
+    """Take apart what follows `drive submit`: a command of its own, and keys of the submission.
+
+    `--address URL` is short for `submit.address=URL`. A run's YAML alone is one of train-policy.
+    """
+    own, command, rest = [], [], list(words)
+    while rest:
+        word = rest.pop(0)
+        if word == "--address" and rest:
+            own.append(f"address={rest.pop(0)}")
+        elif word.startswith("submit."):
+            own.append(word.removeprefix("submit."))
+        else:
+            command.append(word)
+    if command and command[0].endswith((".yaml", ".yml")):
+        command.insert(0, "train-policy")
+    if not command:
+        raise CommandError("nothing to submit: give the command that would stand after `drive`")
+    return Command(
+        job="submit",
+        topic=None,
+        path=RUNS / f"{JOBS['submit'].runs[0]}.yaml",
+        overrides=(*own, f"command={json.dumps(command)}"),
+        output=Path("runs", f"submit-{parse(command).title}"),
     )
 
 

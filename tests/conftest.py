@@ -1,6 +1,8 @@
 """What tests of several rooms share."""
 
 import importlib.util
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,19 @@ def synthetic():
 def synthetic_segment(synthetic):
     """A segment of 100 frames, 64 x 128, of a gentle curve on a textured plane, with depth."""
     return synthetic.make_segment()
+
+
+@pytest.fixture
+def nodes():
+    """Return a Ray cluster without any nodes yet; all that are started are ended."""
+    folder = Path(tempfile.mkdtemp(prefix="n", dir="/tmp"))
+    made = load("cluster/nodes.py").Nodes(folder)
+    yield made
+    made.close()
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def real():
+    """The module that writes drives in the layouts of real ones: `tests/drive_envs/real.py`."""
+    return load("drive_envs/real.py")

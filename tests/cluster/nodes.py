@@ -1,0 +1,124 @@
+"""A Ray cluster of several nodes on one machine, each started as a person would start it."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.request import Request, urlopen
+
+import psutil
+
+RAY = str(Path(sys.executable).with_name("ray"))
+LOCAL = "--node-ip-address=127.0.0.1"
+
+
+def free_port():
+    """Return a port that nobody listens on just now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Nodes:
+    """The nodes, with a token without which nobody gets in.
+
+    `folder` is for what Ray leaves behind, sockets among it: its name must be short.
+    """
+
+    def __init__(self, folder):
+        self.port, self.dashboard, self.folder = free_port(), free_port(), folder
+        self.processes = []
+        self.env = os.environ | {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": secrets.token_hex(32),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+        self.env.pop("RAY_ADDRESS", None)
+
+    @property
+    def address(self):
+        """Where jobs are taken."""
+        return f"http://127.0.0.1:{self.dashboard}"
+
+    def start(self, *arguments):
+        """Start a node and return its process."""
+        log = self.folder / f"node{len(self.processes)}.log"
+        with log.open("w") as file:
+            process = subprocess.Popen(
+                [RAY, "start", "--block", "--object-store-memory=150000000", *arguments],
+                env=self.env,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            )
+        self.processes.append(process)
+        return process
+
+    def start_head(self):
+        """Start the head, which takes jobs and drives nothing."""
+        process = self.start(
+            *("--head", LOCAL, f"--port={self.port}", "--num-cpus=1", "--include-dashboard=true"),
+            *("--dashboard-host=127.0.0.1", f"--dashboard-port={self.dashboard}"),
+            *(f"--temp-dir={self.folder}", f"--ray-client-server-port={free_port()}"),
+        )
+        end = time.monotonic() + 120
+        while not self.answers():
+            is_up = process.poll() is None and time.monotonic() < end
+            assert is_up, (self.folder / "node0.log").read_text()
+            time.sleep(0.5)
+        return process
+
+    def answers(self):
+        """Tell whether the head takes jobs."""
+        token = {"Authorization": f"Bearer {self.env['RAY_AUTH_TOKEN']}"}
+        try:
+            with urlopen(Request(f"{self.address}/api/jobs/", headers=token), timeout=5) as answer:
+                return answer.status == 200
+        except OSError:
+            return False
+
+    def start_worker(self):
+        """Start a node with room for one actor."""
+        return self.start(
+            f"--address=127.0.0.1:{self.port}", LOCAL, "--num-cpus=1", '--resources={"sim": 1}'
+        )
+
+    def lose(self, process):
+        """End a node at once, with all that runs on it."""
+        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+            each.kill()
+        process.wait()
+
+    def family(self):
+        """Return the processes that run on the nodes now."""
+        alive = [process for process in self.processes if process.poll() is None]
+        return [each for p in alive for each in psutil.Process(p.pid).children(recursive=True)]
+
+    def run(self, *command):
+        """Run a command of `ray` against the cluster."""
+        return subprocess.run(
+            [RAY, *command, f"--address={self.address}"],
+            env=self.env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    def num_actors(self):
+        """Count the actors that are alive and drive."""
+        listed = self.run("list", "actors", "--filter", "state=ALIVE")
+        return listed.stdout.count("RolloutActor")
+
+    def close(self):
+        """End all nodes."""
+        for process in reversed(self.processes):
+            if process.poll() is None:
+                family = psutil.Process(process.pid).children(recursive=True)
+                process.terminate()
+                process.wait(timeout=60)
+                for each in family:
+                    if each.is_running():
+                        each.kill()
