@@ -53,7 +53,8 @@ class ReprojectionBench:
     by which share of the width on either side wider, the frames are that it is warped from.
     lateral: metres; yaw_deg: degrees; each is tried to the left and to the right.
     neighbours: seconds before the frame, of the further sources, at `speed` m/s along the lane.
-    lpips_weights: folder of LPIPS weights; None lets torchvision download them.
+    lpips_weights: folder of LPIPS weights; None lets torchvision download them. every: of a real
+    drive, every so many-th frame is measured.
     """
 
     width: int = 256
@@ -65,6 +66,7 @@ class ReprojectionBench:
     neighbours: tuple[float, ...] = (0.4, 1.0)
     speed: float = 10.0
     lpips_weights: Path | None = None
+    every: int = 1
 
     def __post_init__(self) -> None:
         reach = self.speed * max(self.neighbours, default=0.0)

@@ -229,7 +229,9 @@ def motions(
     of_source, source_inverse = intrinsics_and_inverse(source, device)
     rotation, translation = target_from_source[:, :3, :3], target_from_source[:, :3, 3:]
     there = Motion(of_target @ rotation @ source_inverse, (of_target @ translation)[..., 0])
-    rotation, translation = rotation.mT, -rotation.mT @ translation
+    # Not the transpose: in a stretched world, in which pixels are square, it is no rotation.
+    rotation = torch.linalg.inv(rotation)
+    translation = -rotation @ translation
     back = Motion(of_source @ rotation @ target_inverse, (of_source @ translation)[..., 0])
     return there, back
 
