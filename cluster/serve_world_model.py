@@ -4,6 +4,9 @@ The service belongs to the cluster that RAY_ADDRESS names, or to one that this j
 machine and tells how to reach. A policy drives in it with `service_name=NAME`. It ends with the job
 (Ctrl-C), after the answers under way. A new checkpoint of the same model can be taken over without
 a break: `drive serve-world-model name=NAME service.model=PATH` while it is up.
+
+Where Serve itself is told what to run, by KubeRay or `serve deploy`, `application` is what its
+configuration names (`cluster/specs/rayservice.yaml`).
 """
 
 import logging
@@ -14,12 +17,13 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import ray
 
+from cluster.config import Place, build_record
 from cluster.local_server import LocalServer
 from cluster.progress import CONSOLE
 from cluster.service_http import make_app
@@ -82,6 +86,21 @@ def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
             with http_front(config):
                 figures = wait(config, ended)
     return {"name": config.name, **figures}
+
+
+def application(args: dict[str, Any]) -> Any:
+    """Build Serve's application out of `args`, which are the `service` of a run.
+
+    Serve calls it on the cluster, by its import path. ConfigError for what `args` should not hold,
+    NetworkFileError when there is no model.
+    """
+    from world_model.model_file import check_there
+    from world_model.service import application as build
+
+    place = Place(key="args", file=Path("Serve's configuration"), overridden=())
+    config: ServiceConfig = build_record(ServiceConfig, args, MISSING, place)
+    check_there(config.folder)
+    return build(config, config.folder)
 
 
 @contextmanager

@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "WorldModel"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # alpha API
 PATIENCE = 30.0  # s until replicas that are lost are there again
+# Serve would tell of every request, in the log of whoever started it.
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
 WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
 SCENES = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0]
 
@@ -175,6 +177,12 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
     """
     folder = (model or config.folder).resolve()
     check_there(folder)
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
+    serve.run(application(config, folder), name=name, route_prefix=None)
+
+
+def application(config: ServiceConfig, folder: Path) -> serve.Application:
+    """Describe a service whose replicas hold the model in `folder`; nothing is started."""
     options: dict[str, Any] = {"num_cpus": config.num_cpus, "num_gpus": config.num_gpus}
     if config.resources:
         options["resources"] = dict(config.resources)
@@ -193,14 +201,14 @@ def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> Non
         request_router_config=router,
         graceful_shutdown_timeout_s=config.drain,
         graceful_shutdown_wait_loop_s=0.1,
+        logging_config=QUIET,
         health_check_period_s=2.0,
         health_check_timeout_s=10.0,
     )
     # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions
     # are gone. There is no public way to say that only `user_config` has changed.
     deployment._version = "1"
-    serve.start(proxy_location="Disabled")
-    serve.run(deployment.bind(config), name=name, route_prefix=None)
+    return deployment.bind(config)
 
 
 def is_running(name: str) -> bool:
