@@ -19,7 +19,15 @@ import ray
 
 from cluster.lateral_plot import draw_lateral
 from cluster.progress import CONSOLE, progress
-from cluster.score_report import failures_of, headline, table_of, write_page, write_results
+from cluster.score_report import (
+    failures_of,
+    headline,
+    mean_abs_lateral,
+    table_of,
+    write_page,
+    write_results,
+)
+from cluster.telemetry import Telemetry
 from cluster.work_queue import Lost, work
 from drive_actors.policy_file import STATE, load_policy
 from drive_actors.scorer import Scored, Scorer, WhenToDraw
@@ -154,6 +162,11 @@ def score_all(
     found: Results = {label: {} for label in drivers}
     videos: list[Path] = []
     num_drives = len(scenarios) * len(drivers)
+    run_name = output.resolve().name
+    telemetry = {
+        label: Telemetry(run_name if len(drivers) == 1 else f"{run_name}/{label}")
+        for label in drivers
+    }
     with progress("scenarios", num_drives) as meter:
         for label, scenario, scored in drives(config, scenarios, drivers, size):
             found[label][scenario.name] = scored.result
@@ -164,9 +177,21 @@ def score_all(
                 write_video(videos[-1], pictures_of(scored.filmed))
             passed = sum(r.passed for by_name in found.values() for r in by_name.values())
             meter.advance(note=f"{passed} passed, last {scenario.name}")
+            telemetry[label].tell(score_so_far(found[label], len(scenarios)))
     names = [scenario.name for scenario in scenarios]
     ordered = {label: {name: found[label][name] for name in names} for label in drivers}
     return ordered, sorted(videos)
+
+
+def score_so_far(by_name: Mapping[str, Result], num_scenarios: int) -> dict[str, float]:
+    """Return the score of one driver as metrics."""
+    figures: dict[str, float] = {
+        "score/scenarios": num_scenarios,
+        "score/driven": len(by_name),
+        "score/passed": sum(result.passed for result in by_name.values()),
+    }
+    mean = mean_abs_lateral(by_name)
+    return figures if mean is None else figures | {"score/mean_abs_lateral": mean}
 
 
 def drives(

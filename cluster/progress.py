@@ -1,7 +1,8 @@
 """How far long work has come, on stderr: a bar in a terminal, a plain line now and then elsewhere.
 
 Elsewhere is a pipe, a log file, a CI job: there a bar would be thousands of lines, and silence
-would look like a hang. It does not know what the work is.
+would look like a hang. Who else wants to know how far it has come is called too (`LISTENERS`). It
+does not know what the work is.
 """
 
 import logging
@@ -29,6 +30,9 @@ SECONDS_BETWEEN_LINES = 10.0
 
 CONSOLE = Console(stderr=True)
 
+LISTENERS: "list[Callable[[Meter], None]]" = []
+"""Called with every meter that is made or has moved, besides what shows it."""
+
 
 class Meter:
     """Counts work done and shows it. Made by `progress`."""
@@ -52,14 +56,38 @@ class Meter:
         self.done = done
         self.note = self.note if note is None else note
         self._show(self)
+        self.tell()
+
+    def tell(self) -> None:
+        """Call the listeners."""
+        for listen in LISTENERS:
+            listen(self)
+
+    @property
+    def seconds(self) -> float:
+        """Time since the meter was made."""
+        return time.monotonic() - self.started
+
+    @property
+    def rate(self) -> float:
+        """Items a second."""
+        seconds = self.seconds
+        return (self.done - self.before) / seconds if seconds > 0 else 0.0
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time that the rest would take at this rate; None where that is not known."""
+        rate = self.rate
+        if not self.total or rate <= 0:
+            return None
+        return (self.total - self.done) / rate
 
     def __str__(self) -> str:
-        seconds = time.monotonic() - self.started
-        rate = (self.done - self.before) / seconds if seconds > 0 else 0.0
+        left = self.seconds_left
         parts = [f"{self.done}/{self.total}" if self.total else str(self.done)]
-        parts += [f"{rate:.3g}/s", f"{clock(seconds)} so far"]
-        if self.total and rate > 0 and self.done < self.total:
-            parts.append(f"{clock((self.total - self.done) / rate)} left")
+        parts += [f"{self.rate:.3g}/s", f"{clock(self.seconds)} so far"]
+        if left is not None and left > 0:
+            parts.append(f"{clock(left)} left")
         return f"{self.description}: {', '.join([*parts, self.note] if self.note else parts)}"
 
 
@@ -85,6 +113,7 @@ def progress(description: str, total: int | None = None, *, done: int = 0) -> It
                 bars.update(task, completed=meter.done, note=meter.note)
 
             meter = Meter(show, description, total, done)
+            meter.tell()
             yield meter
     else:
         next_line = time.monotonic() + SECONDS_BETWEEN_LINES
@@ -96,6 +125,7 @@ def progress(description: str, total: int | None = None, *, done: int = 0) -> It
                 logger.info(str(meter))
 
         meter = Meter(log, description, total, done)
+        meter.tell()
         yield meter
     logger.info(str(meter))
 

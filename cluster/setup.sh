@@ -4,7 +4,7 @@
 #
 #   cluster/setup.sh [--dev] [--cpu | --cuda]
 #
-#   --dev   tests and linters too
+#   --dev   tests and linters too, and Prometheus for a test where Debian's package can be had
 #   --cpu   torch without CUDA (3 GB less to download); the default where nvidia-smi finds nothing
 #   --cuda  torch as PyPI has it, with CUDA; the default where nvidia-smi finds a GPU
 #
@@ -117,6 +117,29 @@ libgthread-2.0.so.0 libglib2.0-0"
   fi
 }
 
+# Fetch a package's file into the scratch folder, without installing it.
+fetch_deb() {
+  (cd "$scratch" && apt-get download -qq "$1") >/dev/null 2>&1
+}
+
+# The program alone, as the installed package would start a service; the tests can do without it.
+provide_prometheus() {
+  local root=()
+  if [[ -x .venv/bin/prometheus ]] || command -v prometheus >/dev/null; then
+    return
+  fi
+  [[ $EUID -eq 0 ]] || root=(sudo -n)
+  say "fetching Prometheus"
+  if ! fetch_deb prometheus &&
+    ! { "${root[@]}" apt-get update -qq >/dev/null 2>&1 && fetch_deb prometheus; }; then
+    say "there is no package prometheus to be had: the test of the dashboard will be skipped"
+    return
+  fi
+  dpkg-deb --fsys-tarfile "$scratch"/prometheus_*.deb |
+    tar --extract --directory "$scratch" ./usr/bin/prometheus
+  install "$scratch/usr/bin/prometheus" .venv/bin/prometheus
+}
+
 # Install exactly the requirements read from standard input: no resolution, hashes verified, the
 # build tools of source packages included.
 install_locked() {
@@ -210,4 +233,7 @@ provide_system_libraries
 provide_packages "${sections[@]}"
 provide_project
 provide_assets
+if [[ " ${sections[*]} " == *" dev "* ]]; then
+  provide_prometheus
+fi
 say "done: .venv/bin/drive --help"

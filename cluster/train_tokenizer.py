@@ -20,9 +20,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from cluster.config import dump
 from cluster.progress import progress, track
+from cluster.tensorboard_pages import TOKENIZER, Pages
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from drive_envs.image_metrics import load_lpips, lpips_distance, psnr
+from drive_envs.precision import Precision, autocast
 from drive_envs.segment import SegmentError
 from drive_envs.segments import open_dataset, sample_path
 from world_model.autoencoder import Autoencoder, AutoencoderConfig
@@ -38,6 +40,19 @@ from world_model.tokenizer_training import (
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 4  # frames in a picture of what comes out
+
+SETTINGS = (
+    "seed",
+    "data",
+    "num_steps",
+    "batch_size",
+    "precision",
+    "autoencoder.latent_channels",
+    "autoencoder.num_blocks",
+    "loss.lpips",
+    "loss.kl",
+    "optimizer.learning_rate",
+)  # that TensorBoard compares runs by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +72,7 @@ class TrainTokenizerRun:
     num_steps: int = 2000
     batch_size: int = 16
     lpips_weights: Path | None = None
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     log_every: int = 20
     checkpoint_every: int = 200
@@ -88,6 +103,14 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
         log.warning("no lpips_weights: trained on L1 alone, lines will be softer")
     train, held_out = load_frames(config, "train"), load_frames(config, "held_out")
     tokenizer = Tokenizer(config.autoencoder).to(device)
+    pages = Pages(
+        output / "tensorboard",
+        config,
+        TOKENIZER,
+        settings=SETTINGS,
+        figures=("loss/l1", "loss/lpips", "loss/kl"),
+        results=("autoencoder_psnr", "autoencoder_lpips"),
+    )
     seconds = fit(config, tokenizer, FrameSet(train, config.seed), perceptual, output)
     log.info("measuring the latents of %d frames", len(train))
     tokenizer.standardise(batch.to(device) for batch in train.split(config.batch_size))
@@ -96,6 +119,7 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     tokenizer = load_tokenizer(output / "tokenizer").to(device)
     figures = errors(tokenizer, held_out, perceptual, config.batch_size)
     write_sheet(tokenizer, held_out, output / "reconstructions.png")
+    pages.end(config.num_steps, figures)
     return {"steps": config.num_steps, "seconds": round(seconds, 1), **figures}
 
 
@@ -146,7 +170,7 @@ def fit(
         while (step := optimizer.step) < config.num_steps:
             images = frames.minibatch(step, config.batch_size).to(device)
             generator = torch.Generator(device).manual_seed(step)
-            with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+            with autocast(config.precision, device.type):
                 found = tokenizer_losses(coder, images, config.loss, perceptual, generator)
             figures = optimizer.descend(found.total)
             figures |= {f"loss/{name}": value.item() for name, value in found._asdict().items()}

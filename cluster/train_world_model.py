@@ -17,6 +17,7 @@ import torch
 
 from cluster.config import dump
 from cluster.progress import progress
+from cluster.tensorboard_pages import WORLD_MODEL, Pages
 from cluster.train_policy import RayConfig
 from cluster.work_queue import Lost, work
 from drive_envs.allocator import keep_freed_memory
@@ -129,6 +130,24 @@ def fit_pose_net(config: TrainWorldModelRun, tokenizer: Tokenizer) -> PoseNet:
 
 HEADLINES = ("loss/flow", "loss/plan", "speed/windows_per_second")
 
+SETTINGS = (
+    "model.size",
+    "data",
+    "num_segments",
+    "trainer.num_steps",
+    "trainer.batch_size",
+    "trainer.seed",
+    "trainer.precision",
+    "trainer.objective.layout",
+    "trainer.objective.num_targets",
+    "trainer.objective.history_noise",
+    "trainer.objective.plan_weight",
+    "trainer.windows.max_wait",
+    "trainer.windows.anchor_dropout",
+    "trainer.optimizer.learning_rate",
+    "workers.num_workers",
+)  # that TensorBoard compares runs by
+
 
 def fit(config: TrainWorldModelRun, output: Path) -> Figures:
     """Train in Ray; return the last figures."""
@@ -151,6 +170,13 @@ def fit(config: TrainWorldModelRun, output: Path) -> Figures:
     last: Figures = {}
     if done == config.trainer.num_steps:
         return last
+    pages = Pages(
+        output / "tensorboard",
+        config,
+        WORLD_MODEL,
+        settings=SETTINGS,
+        figures=(*HEADLINES, "held_out/flow", "held_out/plan"),
+    )
     with progress("gradient steps", config.trainer.num_steps, done=done) as meter:
 
         def show(step: int, figures: Figures) -> None:
@@ -162,6 +188,7 @@ def fit(config: TrainWorldModelRun, output: Path) -> Figures:
             )
 
         train(job, config.workers, show)
+    pages.end(config.trainer.num_steps, last)
     return last
 
 

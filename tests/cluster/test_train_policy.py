@@ -142,8 +142,8 @@ def test_on_policy_run_leaves_a_policy_and_its_figures(tiny, tmp_path):
 def test_an_actor_killed_in_mid_run_is_counted_and_replaced(tiny, tmp_path):
     # More room than is ever filled: the actor is always driving when it is hit.
     config = replace(tiny, num_steps=12, queue=replace(tiny.queue, capacity=1000))
-    learner = Learner(Policy(config.policy), config.learner)
-    with actor_feed(config, None) as feed:
+    learner = Learner(Policy(config.policy), config.learner_config)
+    with actor_feed(config, None, tmp_path) as feed:
 
         def kill_once(step, metrics):
             if step == 3:
@@ -246,7 +246,7 @@ def test_another_network_is_not_resumed(tiny, tmp_path):
     config = off_policy(tiny, num_steps=4)
     run(config, tmp_path)
     other = replace(config, policy=replace(config.policy, model_dim=32))
-    learner = Learner(Policy(other.policy), other.learner)
+    learner = Learner(Policy(other.policy), other.learner_config)
     with pytest.raises(ValueError, match="of another network"):
         resumed(other, learner, tmp_path / "checkpoints")
 
