@@ -40,10 +40,31 @@ JOBS = {
         runs=("record", "record_sample"),
         summary="drive MetaDrive as a person would and write segments",
     ),
+    "import": Job(
+        module="cluster.import_drives",
+        schema="ImportRun",
+        runs=("import",),
+        summary="make segments of real drives: comma2k19, KITTI raw, or your own",
+    ),
+    "inspect": Job(
+        module="cluster.inspect_drives",
+        schema="InspectRun",
+        runs=("inspect",),
+        summary="look at recordings: figures, plots, frames with the path drawn on the road",
+    ),
     "train-policy": Job(
         module="cluster.train_policy",
         schema="TrainPolicyRun",
-        runs=("reprojective", "reprojective_demo", "off_policy", "world_model"),
+        runs=(
+            "reprojective",
+            "reprojective_demo",
+            "off_policy",
+            "world_model",
+            "laptop",
+            "one_gpu",
+            "eight_gpus",
+            "nodes_64",
+        ),
         summary="train a driving policy, on-policy in a simulator or off-policy on recordings",
     ),
     "evaluate-policy": Job(
@@ -88,12 +109,24 @@ JOBS = {
         runs=("play",),
         summary="steer through a world in a web page, or watch a policy drive",
     ),
+    "submit": Job(
+        module="cluster.submit",
+        schema="SubmitRun",
+        runs=("submit",),
+        summary="do any of these on a Ray cluster: drive submit COMMAND --address URL",
+    ),
+    "status": Job(
+        module="cluster.status",
+        schema="StatusRun",
+        runs=("status",),
+        summary="show what the runs here are doing, and the Ray cluster",
+    ),
     "bench": Job(
         module="cluster.bench",
         schema="BenchRun",
         runs=("bench",),
-        summary="measure speed: reprojection, rollout, learner, world-model, service (or all)",
-        topics=("reprojection", "rollout", "learner", "world-model", "service"),
+        summary="measure speed: reprojection, rollout, learner, world-model, service, peers",
+        topics=("reprojection", "rollout", "learner", "world-model", "service", "peers"),
     ),
 }
 
@@ -118,10 +151,12 @@ def resolve(name: str, path: Path, overrides: Sequence[str]) -> Resolved:
 
 def do(resolved: Resolved, directory: Path, command: Sequence[str]) -> Mapping[str, Any]:
     """Do the job in a directory that exists, write `result.json` there and return the figures."""
+    from cluster.heartbeat import beating
     from cluster.output import write_result
 
     started = time.monotonic()
-    figures = importlib.import_module(JOBS[resolved.job].module).run(resolved.config, directory)
-    seconds = time.monotonic() - started
-    write_result(directory, resolved.job, command, figures, seconds)
+    with beating(directory, resolved.job, command):
+        figures = importlib.import_module(JOBS[resolved.job].module).run(resolved.config, directory)
+        seconds = time.monotonic() - started
+        write_result(directory, resolved.job, command, figures, seconds)
     return figures

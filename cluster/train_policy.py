@@ -10,8 +10,8 @@ A run that is stopped goes on from its last whole checkpoint when the same comma
 """
 
 import functools
+import hashlib
 import logging
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -22,15 +22,19 @@ from typing import Any, Literal
 
 import ray
 import torch
+from torch import Tensor
 
 from cluster.config import dump
 from cluster.progress import Meter, progress
+from cluster.telemetry import Telemetry, totals
+from cluster.tensorboard_pages import DRIVING, LEARNING, Pages
 from drive_actors.actor import RolloutActor
 from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.learned import Learned, LearnedConfig
+from drive_envs.precision import Precision
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
@@ -44,6 +48,7 @@ from drive_learner.loop import LoopConfig, Metrics, learn
 from drive_learner.losses import LossConfig
 from drive_learner.pool import ActorPool, PoolConfig
 from drive_learner.queue import QueueConfig
+from drive_learner.rllib_config import OwnLearning, RllibLearning
 from world_model.service_config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -58,6 +63,26 @@ HEADLINES = (
     "actor/utilisation",
     "actor/frames_per_second",
 )
+
+SETTINGS = (
+    "mode",
+    "simulator",
+    "seed",
+    "num_steps",
+    "data",
+    "env.teacher",
+    "num_scenes",
+    "rollout_steps",
+    "precision",
+    "optimizer.learning_rate",
+    "loss.policy_gradient",
+    "loss.value",
+    "queue.num_sequences",
+    "queue.reuse",
+    "queue.max_lag",
+    "actors.max_actors",
+    "policy.bottleneck_bits",
+)  # that TensorBoard compares runs by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +109,20 @@ class TrainPolicyRun:
     `service` generates. With `env.teacher: plan` its plans are followed, in either simulator.
     service_name: of a service that `drive serve-world-model` keeps up; null starts one.
     resume: go on from the output directory's last checkpoint, if there is one, rather than begin
-    again.
+    again. learner: who learns, this project's loop or RLlib with the same network and losses.
     """
 
     mode: Literal["on_policy", "off_policy"] = "on_policy"
     seed: int = 0
     data: str = "sample"
     num_steps: int = 1500
-    precision: Literal["fp32", "bf16"] = "bf16"
+    precision: Precision = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     num_threads: int = 1
     num_scenes: int = 16
     rollout_steps: int = 30
     resume: bool = True
+    learner: OwnLearning | RllibLearning = field(default_factory=OwnLearning)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
     env: EnvConfig = field(default_factory=EnvConfig)
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
@@ -129,7 +155,12 @@ class TrainPolicyRun:
                 "recordings have no reward: off_policy needs loss.policy_gradient=0 and "
                 "loss.value=0"
             )
-
+        if isinstance(self.learner, RllibLearning):
+            if self.mode == "off_policy":
+                raise ValueError(
+                    "RLlib learns on-policy only: learner.kind=rllib needs mode=on_policy"
+                )
+            self.learner.check(self.loss)
         if self.needs_model and self.sampler.rows_after < self.learned.num_anchors:
             raise ValueError(
                 f"a world model is told {self.learned.num_anchors} frames after a scene's end, but "
@@ -142,7 +173,7 @@ class TrainPolicyRun:
         return self.simulator == "world_model" or self.env.teacher == "plan"
 
     @property
-    def learner(self) -> LearnerConfig:
+    def learner_config(self) -> LearnerConfig:
         """The learner's part."""
         return LearnerConfig(
             num_steps=self.num_steps,
@@ -165,18 +196,38 @@ def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
     torch.set_num_threads(config.num_threads)
     keep_freed_memory()
     torch.manual_seed(config.seed)
-    learner = Learner(Policy(config.policy), config.learner)
+    if isinstance(config.learner, RllibLearning):
+        from cluster.train_with_rllib import train_with_rllib
+
+        return train_with_rllib(config, output)
+    learner = Learner(Policy(config.policy), config.learner_config)
     checkpoint = resumed(config, learner, output / "checkpoints")
     began, first = time.monotonic(), learner.step
     log.info("%s: gradient steps %d to %d", config.mode, first, config.num_steps)
     figures: dict[str, Any] = {"mode": config.mode, "steps": config.num_steps, "resumed_at": first}
     train = train_on_policy if config.mode == "on_policy" else train_off_policy
+    pages = None
     if first < config.num_steps:
+        pages = tensorboard_pages(config, output)
         with progress("gradient steps", config.num_steps, done=first) as meter:
             figures |= train(config, learner, output, checkpoint, meter)
     figures["seconds"] = round(time.monotonic() - began, 1)
-    figures["trajectory_mae"] = held_out_error(config, learner)
+    figures["trajectory_mae"] = held_out_error(config, learner.weights(averaged=True))
+    if pages is not None:
+        pages.end(config.num_steps, figures)
     return figures
+
+
+def tensorboard_pages(config: TrainPolicyRun, output: Path) -> Pages:
+    """Begin what TensorBoard shows of the run beside its curves."""
+    return Pages(
+        output / "tensorboard",
+        config,
+        {**LEARNING, **DRIVING} if config.mode == "on_policy" else LEARNING,
+        settings=SETTINGS,
+        figures=HEADLINES,
+        results=("trajectory_mae",),
+    )
 
 
 def train_on_policy(
@@ -187,11 +238,19 @@ def train_on_policy(
     meter: Meter,
 ) -> dict[str, Any]:
     """Learn from actors; return figures with the fate of every rollout."""
-    with actor_feed(config, checkpoint) as feed:
+    with actor_feed(config, checkpoint, output) as feed:
+        told = totals(checkpoint.state["feed"]["counts"]) if checkpoint else {}
+        telemetry = Telemetry(output.resolve().name, told)
         metrics = learn(
-            learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter)
+            learner,
+            feed,
+            config.loop,
+            output,
+            run=dump(config),
+            on_step=reporter(meter, telemetry),
         )
         counts = feed.close()
+        telemetry.tell(totals(vars(counts)))
     return headlines(metrics) | {
         "rollouts": {
             "started": counts.started,
@@ -224,7 +283,9 @@ def train_off_policy(
 
 
 @contextmanager
-def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterator[RolloutFeed]:
+def actor_feed(
+    config: TrainPolicyRun, checkpoint: Checkpoint | None, output: Path
+) -> Iterator[RolloutFeed]:
     """Start Ray and the actors, and stop both at the end whatever happens."""
     has_noise = config.policy.bottleneck_bits is not None
     with (
@@ -233,7 +294,7 @@ def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterato
             object_store_mb=config.ray.object_store_mb,
             dashboard=config.ray.dashboard,
         ),
-        world_model_service(config) as service,
+        world_model_service(config, output) as service,
     ):
         pool = start_actors(config, config.actors, service)
         feed = RolloutFeed(
@@ -251,14 +312,17 @@ def actor_feed(config: TrainPolicyRun, checkpoint: Checkpoint | None) -> Iterato
 
 
 @contextmanager
-def world_model_service(config: TrainPolicyRun) -> Iterator[str | None]:
+def world_model_service(config: TrainPolicyRun, output: Path) -> Iterator[str | None]:
     """Yield the name of the service that the actors ask, None where they ask none."""
     if not config.needs_model or config.service_name is not None:
         yield config.service_name if config.needs_model else None
         return
     from world_model.service import serving  # seconds, which a run without one need not spend
 
-    with serving(config.service, f"train-policy-{os.getpid()}") as name:
+    # A learner that was killed leaves its service behind: the run as it goes on takes it over.
+    folder = output.resolve()
+    digest = hashlib.sha256(str(folder).encode()).hexdigest()[:8]
+    with serving(config.service, f"train-policy-{folder.name}-{digest}") as name:
         yield name
 
 
@@ -283,8 +347,10 @@ def start_actors(
     return pool
 
 
-def make_env(config: TrainPolicyRun, service: str | None = None) -> DrivingVectorEnv:
-    """Build the environment that one actor drives in."""
+def make_env(
+    config: TrainPolicyRun, service: str | None = None, num_scenes: int | None = None
+) -> DrivingVectorEnv:
+    """Build the environment of one actor, with the run's number of scenes or another."""
     segments = open_dataset(config.data_path, split="train")
     sampler = SceneSampler(segments, config.sampler)
     world: World = Reprojective(config.world)
@@ -293,7 +359,7 @@ def make_env(config: TrainPolicyRun, service: str | None = None) -> DrivingVecto
 
         learned = replace(config.learned, is_shown=config.simulator == "world_model")
         world = Learned(ServiceConnection(service), world, learned)
-    return DrivingVectorEnv(world, sampler, config.env, config.num_scenes)
+    return DrivingVectorEnv(world, sampler, config.env, num_scenes or config.num_scenes)
 
 
 def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoint | None:
@@ -317,21 +383,23 @@ def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoin
     return checkpoint
 
 
-def held_out_error(config: TrainPolicyRun, learner: Learner) -> float | None:
-    """Return the off-policy trajectory error in m of the averaged weights, None without data."""
+def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> float | None:
+    """Return the off-policy trajectory error in m of these weights, None without data."""
     segments: SegmentDataset = open_dataset(config.data_path, split="held_out")
     if not len(segments):
         log.warning("%s has no held-out segments: no trajectory error", config.data_path)
         return None
     policy = Policy(config.policy)
-    policy.load_state_dict(learner.weights(averaged=True))
+    policy.load_state_dict(weights)
     return round(trajectory_mae(policy, segments), 4)
 
 
-def reporter(meter: Meter) -> Any:
-    """Return what shows each step on the progress display."""
+def reporter(meter: Meter, telemetry: Telemetry | None = None) -> Any:
+    """Return what shows each step on the progress display, and tells Ray the figures."""
+    told: Metrics = {}
 
     def show(step: int, metrics: Metrics) -> None:
+        nonlocal told
         notes = [
             f"{label} {metrics[name]:.3f}"
             for label, name in (
@@ -343,6 +411,9 @@ def reporter(meter: Meter) -> Any:
             if name in metrics
         ]
         meter.update(step, ", ".join(notes))
+        if telemetry is not None and metrics is not told:  # they are the same until there are news
+            told = metrics
+            telemetry.tell(metrics | {"learner/step": step})
 
     return show
 

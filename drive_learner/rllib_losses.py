@@ -1,0 +1,121 @@
+"""RLlib's learners with what they lack: the losses of imitation, and a V-trace that bootstraps.
+
+Two things are put right before RLlib computes its loss.
+
+Rows that are no steps (context, scenes that wait, padding) are taken out of the loss mask.
+
+Behind each sequence RLlib puts a row with the frame it was left in. For V-trace it zeroes that
+row's discount but not its reward r = 0, whose temporal difference -V then cancels the V that the
+step before was bootstrapped with: at a constant reward of 1 and gamma 0.9 a value of 3.8 is learnt
+in place of 10 (RLlib 2.60). With r = V in such rows the difference is 0.
+
+Added to its loss is the imitation of the teacher, as `drive_learner.losses` has it: the plan's MHP
+Laplace NLL, the action's NLL. RLlib's loss counts the policy gradient once, so all is divided by
+that one's weight.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from ray.rllib.algorithms.appo.torch.appo_torch_learner import APPOTorchLearner
+from ray.rllib.algorithms.impala.torch.impala_torch_learner import IMPALATorchLearner
+from ray.rllib.algorithms.ppo.torch.ppo_torch_learner import PPOTorchLearner
+from ray.rllib.core.columns import Columns
+from ray.rllib.core.learner.torch.torch_learner import TorchLearner
+from torch import Tensor
+
+from drive_actors.action import log_probs, normalized_from_command
+from drive_actors.policy import Policy
+from drive_envs.plan import negative_log_likelihood
+from drive_learner.losses import LossConfig, masked_mean
+from drive_learner.rllib_module import DrivingModule
+
+Batch = dict[str, Any]
+
+STEPS, GRADIENTS = "num_steps_learnt", "num_gradient_steps"  # in all, of a learner's metrics
+
+
+class DrivingLearner(TorchLearner):
+    """What the three have in common; the losses are in `config.learner_config_dict`."""
+
+    def compute_loss_for_module(
+        self, *, module_id: str, config: Any, batch: Batch, fwd_out: Batch
+    ) -> Any:
+        module = self.module[module_id].unwrapped()
+        assert isinstance(module, DrivingModule)
+        mask = batch[Columns.LOSS_MASK] & (batch[Columns.OBS]["acting"][..., 0] > 0)
+        self.metrics.log_value((module_id, STEPS), int(mask.sum()), reduce="lifetime_sum")
+        self.metrics.log_value((module_id, GRADIENTS), 1, reduce="lifetime_sum")
+        if not mask.any():  # RLlib would divide by 0
+            return 0.0 * fwd_out[Columns.ACTION_DIST_INPUTS].sum()
+        with torch.no_grad():
+            value = module.compute_values(batch, embeddings=fwd_out[Columns.EMBEDDINGS])
+        mended = {
+            Columns.LOSS_MASK: mask,
+            Columns.REWARDS: torch.where(mask, batch[Columns.REWARDS], value),
+        }
+        total: Any = super().compute_loss_for_module(
+            module_id=module_id, config=config, batch={**batch, **mended}, fwd_out=fwd_out
+        )
+        self.metrics.log_dict(
+            {
+                "value": masked_mean(value, mask),
+                "reward": masked_mean(batch[Columns.REWARDS], mask),
+                "acting_share": mask.float().mean(),
+            },
+            key=module_id,
+            window=1,
+        )
+        loss: LossConfig = self.config.learner_config_dict["loss"]
+        if not (loss.plan or loss.action):
+            return total
+        parts = imitation(module.policy, batch, fwd_out[Columns.EMBEDDINGS], mask, loss)
+        self.metrics.log_dict(parts, key=module_id, window=1)
+        imitated = loss.plan * parts["plan_loss"] + loss.action * parts["action_loss"]
+        return total + imitated / loss.policy_gradient
+
+
+class DrivingImpalaLearner(DrivingLearner, IMPALATorchLearner):
+    """IMPALA's."""
+
+
+class DrivingAppoLearner(DrivingLearner, APPOTorchLearner):
+    """APPO's."""
+
+
+class DrivingPpoLearner(DrivingLearner, PPOTorchLearner):
+    """PPO's."""
+
+
+LEARNERS = {"impala": DrivingImpalaLearner, "appo": DrivingAppoLearner, "ppo": DrivingPpoLearner}
+
+
+def imitation(
+    policy: Policy,
+    batch: Batch,
+    last: Float[Tensor, "batch time dim"],
+    mask: Bool[Tensor, "batch time"],
+    loss: LossConfig,
+) -> dict[str, Tensor]:
+    """Return `plan_loss` and `action_loss` of the frames that are acted on."""
+    seen = {
+        key: batch[Columns.OBS][key][mask]
+        for key in ("speed", "teacher_plan", "teacher_plan_valid", "teacher_action")
+    }
+    taught = last[mask]
+    mean, log_std = policy.action(taught)
+    teacher = normalized_from_command(seen["teacher_action"], seen["speed"])
+    balance = (2 * loss.action_beta * log_std.detach()).exp()
+    nll = -(balance * log_probs(mean, log_std, teacher)).sum(-1)
+    valid = seen["teacher_plan_valid"] > 0
+    has_plan = valid.any(-1)
+    plan = negative_log_likelihood(
+        policy.plan(taught[has_plan], seen["speed"][has_plan]),
+        seen["teacher_plan"][has_plan],
+        valid[has_plan],
+    )
+    return {
+        "plan_loss": plan.sum() / max(1, len(plan)),
+        "action_loss": nll.sum() / max(1, len(nll)),
+    }
