@@ -101,7 +101,7 @@ def test_the_memory_of_a_process_holds_that_of_its_children(tmp_path) -> None:
     assert proportional_bytes(others[0]) == 0
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_ours_is_measured_and_sleeps_as_long_as_it_is_told(tmp_path) -> None:
     config = PeersBench(scenes=2, fragment=10, sequences=2)

@@ -161,7 +161,7 @@ def actors(nodes):
     return [p for p in family if "".join(p.cmdline()).startswith("ray::RolloutActor")]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_every_curve_is_drawn_from_what_a_training_and_a_score_tell(
     prometheus, nodes, recordings, tiny, tmp_path

@@ -246,7 +246,7 @@ def test_a_wrong_key_and_a_missing_model_are_said(tmp_path):
         build(application, model=str(tmp_path))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_serve_deploys_it_and_takes_other_weights_over_without_a_break(tmp_path):
     from ray import serve

@@ -139,7 +139,7 @@ PORTS = ("port", "object-manager-port", "metrics-export-port", "dashboard-port")
 PORTS += ("ray-client-server-port", "dashboard-agent-listen-port")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_the_head_listens_where_it_should_and_turns_strangers_away(tmp_path):
     homes = {"friend": "the right token", "stranger": "another token"}

@@ -59,7 +59,7 @@ def tiny(synthetic, tmp_path_factory):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore")  # RLlib's own, of all kinds
 def test_a_run_leaves_a_policy_and_goes_on_from_where_it_was(tiny, tmp_path, monkeypatch) -> None:

@@ -16,7 +16,7 @@ from drive_learner.rllib_config import RllibLearning
 from drive_learner.rllib_env import RllibDrivingEnv
 
 pytestmark = [
-    pytest.mark.slow,
+    pytest.mark.long,
     pytest.mark.filterwarnings("ignore"),  # RLlib's own, of all kinds
     pytest.mark.timeout(600),
 ]
