@@ -8,7 +8,9 @@ what moves the data. What differs is in the others' favour: our actors send and 
 
 Each system is a process with a Ray of its own, and is opened once a point; then they take turns,
 each warming up before it is measured, and medians are reported. Where their actors together are
-more than `max_open`, one system is opened at a time.
+more than `max_open`, one system is opened at a time. The processor time of a learnt step is told
+beside the rates: it is what a rate comes to where all cores are busy, and hardly knows what else
+they are busy with.
 
 Target: ahead of each at every point (`least_ratio` above 1), at least 3 times RLlib at 200 KB and
 0 ms (`rllib_200kb_0ms`), an actor 95 % of its time in steps of 50 ms (`utilisation_50ms`).
@@ -16,6 +18,7 @@ Target: ahead of each at every point (`least_ratio` above 1), at least 3 times R
 
 import itertools
 import logging
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -153,7 +156,10 @@ def measure(
                 try:
                     if system != SAMPLE_FACTORY:  # which warms up in each measurement
                         peer.ask("measure", config.warm_up)
+                    used, began = peer.cpu_seconds(), time.monotonic()
                     figures = peer.ask("measure", config.seconds)
+                    used, elapsed = peer.cpu_seconds() - used, time.monotonic() - began
+                    figures["cpu_per_step"] = used / elapsed / figures["steps_per_second"]
                     figures["memory_bytes"] = peer.memory_bytes()
                     measured[system].append(figures)
                 except PeerError as error:
@@ -216,6 +222,7 @@ def row(
         "learner_steps_per_second": round(figures["learner_steps_per_second"], 2),
         "mb_per_second": round(figures["steps_per_second"] * point["bytes"] / 1e6, 1),
         "memory_mb": round(figures["memory_bytes"] / 1e6),
+        "cpu_ms_per_step": round(1000 * figures["cpu_per_step"], 2),
         "policy_lag": round(figures["policy_lag"], 2),
         "utilisation": round(vector_steps * point["step_seconds"], 3),
         **{name: round(value / 1e6) for name, value in copies(told).items()},
@@ -274,6 +281,7 @@ COLUMNS = {
     "learner_steps_per_second": "learner steps/s",
     "mb_per_second": "MB/s",
     "memory_mb": "memory MB",
+    "cpu_ms_per_step": "CPU ms a step",
     "policy_lag": "policy lag",
     "utilisation": "utilisation",
     "dropped_per_second": "dropped/s",

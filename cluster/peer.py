@@ -59,6 +59,10 @@ class PeerProcess:
         """Return what it and all its descendants have in memory, shared pages counted once."""
         return sum(proportional_bytes(each) for each in descendants(self._process.pid))
 
+    def cpu_seconds(self) -> float:
+        """Return the processor time that it and its descendants have used so far."""
+        return sum(used_seconds(each) for each in descendants(self._process.pid))
+
     def end(self) -> None:
         """End it, and what it has left behind."""
         assert self._process.stdin is not None
@@ -105,6 +109,15 @@ def parent_of(pid: int) -> int | None:
         return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
     except (OSError, IndexError):
         return None
+
+
+def used_seconds(pid: int) -> float:
+    """Return the processor time of a process, in it and in the kernel; 0 when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def session_of(pid: int) -> int | None:

@@ -16,13 +16,25 @@ from cluster.bench_peers import (
     row,
     table,
 )
-from cluster.peer import PeerError, PeerProcess, descendants, proportional_bytes
+from cluster.peer import (
+    PeerError,
+    PeerProcess,
+    descendants,
+    proportional_bytes,
+    used_seconds,
+)
 
 RATES = {"driven_per_second": 320.0, "dropped_per_second": 0.0, "learner_steps_per_second": 1.0}
 
 
 def measured(rate: float) -> dict[str, float]:
-    return {**RATES, "steps_per_second": rate, "memory_bytes": 2e9, "policy_lag": 1.5}
+    return {
+        **RATES,
+        "steps_per_second": rate,
+        "memory_bytes": 2e9,
+        "policy_lag": 1.5,
+        "cpu_per_step": 0.002,
+    }
 
 
 def rows_at(config: PeersBench, place, rates: dict[str, float | None]):
@@ -62,6 +74,7 @@ def test_medians_are_taken_and_bytes_are_those_of_what_was_learnt() -> None:
     found = row(point, OURS, [measured(rate) for rate in (1.0, 1000.0, 100.0)], {})
     assert found["steps_per_second"] == 100
     assert found["spread"] == [1, 1000]
+    assert found["cpu_ms_per_step"] == 2
     assert found["mb_per_second"] == pytest.approx(19.7, abs=0.05)
 
 
@@ -97,6 +110,7 @@ def test_the_memory_of_a_process_holds_that_of_its_children(tmp_path) -> None:
     assert len(others) == 1
     assert proportional_bytes(others[0]) > 50_000_000
     assert peer.memory_bytes() > proportional_bytes(own) + 50_000_000
+    assert peer.cpu_seconds() > used_seconds(own)
     peer.end()
     assert proportional_bytes(others[0]) == 0
 
