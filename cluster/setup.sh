@@ -196,6 +196,19 @@ provide_project() {
   "$UV" pip install --quiet --python "$PYTHON" --no-deps --no-build-isolation --editable .
 }
 
+# Every process here imports torch and Ray; read from source, that takes it some seconds each time.
+provide_bytecode() {
+  local packages=.venv/lib/python3.11/site-packages stamp=.venv/compiled names
+  names=$(printf '%s\n' "$packages"/*.dist-info)
+  if [[ -f $stamp && $(<"$stamp") == "$names" ]]; then
+    return
+  fi
+  say "compiling the packages' Python files, for a minute"
+  # Some packages hold files that are no Python 3: they are left as they are.
+  "$PYTHON" -m compileall -q -j 0 "$packages" >/dev/null 2>&1 || true
+  echo "$names" >"$stamp"
+}
+
 provide_assets() {
   if "$PYTHON" -m drive_envs.metadrive_assets 2>/dev/null; then
     return
@@ -232,6 +245,7 @@ provide_python
 provide_system_libraries
 provide_packages "${sections[@]}"
 provide_project
+provide_bytecode
 provide_assets
 if [[ " ${sections[*]} " == *" dev "* ]]; then
   provide_prometheus

@@ -150,7 +150,7 @@ class RolloutFeed:
 
     def _take_in(self, rollout: Rollout | Lost) -> None:
         if isinstance(rollout, Lost):
-            self._queue.lose("actor_lost")
+            self._queue.lose(rollout.cause)
             return
         self._totals.add(rollout)
         self._latest = rollout

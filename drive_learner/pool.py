@@ -15,7 +15,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import ray
 from ray import ObjectRef
@@ -87,10 +87,17 @@ class Task(NamedTuple):
 
 
 class Lost(NamedTuple):
-    """A rollout that will not arrive, and why."""
+    """A rollout that will not arrive: what it is counted as, and what Ray calls it."""
 
     actor: int
+    cause: Literal["actor_lost", "actor_preempted"]
     reason: str
+
+
+def cause_of(error: Exception) -> Literal["actor_lost", "actor_preempted"]:
+    """Tell a machine that was taken back after a warning, as spot machines are, from others."""
+    is_preempted = isinstance(error, RayActorError) and error.preempted
+    return "actor_preempted" if is_preempted else "actor_lost"
 
 
 class ActorPool:
@@ -173,7 +180,7 @@ class ActorPool:
                     raise
                 self._recover(task.actor, error)
                 if task.is_rollout:
-                    arrived.append(Lost(task.actor, type(error).__name__))
+                    arrived.append(Lost(task.actor, cause_of(error), type(error).__name__))
                 continue
             if task.is_rollout:
                 arrived.append(result)

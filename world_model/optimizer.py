@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn.utils import clip_grad_norm_
 
 Tensors = dict[str, Tensor]
@@ -133,6 +132,11 @@ class Optimizer:
 
 def whole(value: Tensor) -> Tensor:
     """Gather a tensor from all processes that hold a part of it."""
+    if not torch.distributed.is_initialized():
+        return value
+    # Here, for it takes a second, and all that build a world model import this module.
+    from torch.distributed.tensor import DTensor
+
     return value.full_tensor() if isinstance(value, DTensor) else value
 
 
@@ -144,6 +148,10 @@ def on_cpu(value: Tensor) -> Tensor:
 def like(value: Tensor, parameter: Tensor) -> Tensor:
     """Bring a whole tensor to the device, type and sharding of a parameter."""
     value = value.to(parameter.device, parameter.dtype, copy=True)
+    if not torch.distributed.is_initialized():
+        return value
+    from torch.distributed.tensor import DTensor, distribute_tensor
+
     if isinstance(parameter, DTensor):
         return distribute_tensor(value, parameter.device_mesh, parameter.placements)
     return value

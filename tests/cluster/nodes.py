@@ -1,5 +1,6 @@
 """A Ray cluster of several nodes on one machine, each started as a person would start it."""
 
+import json
 import os
 import secrets
 import socket
@@ -22,6 +23,16 @@ def free_port():
         return probe.getsockname()[1]
 
 
+def title_of(process):
+    """Return what a process is called now; Ray calls its workers by what they do."""
+    try:
+        words = process.cmdline()
+    except psutil.Error:
+        return ""
+    # The shell that begins the learner again has its words, too.
+    return "" if words and words[0].endswith("sh") else " ".join(words)
+
+
 class Nodes:
     """The nodes, with a token without which nobody gets in.
 
@@ -31,6 +42,7 @@ class Nodes:
     def __init__(self, folder):
         self.port, self.dashboard, self.folder = free_port(), free_port(), folder
         self.processes = []
+        self.names = {}
         self.env = os.environ | {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
@@ -52,6 +64,7 @@ class Nodes:
                 env=self.env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
+                start_new_session=True,  # a share of the processors of its own
             )
         self.processes.append(process)
         return process
@@ -81,9 +94,41 @@ class Nodes:
 
     def start_worker(self):
         """Start a node with room for one actor."""
-        return self.start(
-            f"--address=127.0.0.1:{self.port}", LOCAL, "--num-cpus=1", '--resources={"sim": 1}'
+        name = f"worker{len(self.processes)}"
+        process = self.start(
+            *(f"--address=127.0.0.1:{self.port}", LOCAL, f"--node-name={name}"),
+            *("--num-cpus=1", '--resources={"sim": 1}'),
         )
+        self.names[process.pid] = name
+        return process
+
+    def give_way(self):
+        """Let what runs now have what is left by what starts from now on.
+
+        A node that joins brings processors of its own; here it would share those of all others.
+        """
+        for session in {os.getsid(process.pid) for process in self.family()}:
+            Path(f"/proc/{session}/autogroup").write_text("19")
+
+    def drain(self, process, seconds):
+        """Announce the end of a node, as a cloud does of a spot machine, and end it then."""
+        name = self.names[process.pid]
+        listed = self.run("list", "nodes", "--filter", f"node_name={name}", "--format", "json")
+        ((node,),) = [json.loads(listed.stdout)]
+        announced = subprocess.run(
+            [
+                *(RAY, "drain-node", f"--address=127.0.0.1:{self.port}"),
+                *("--node-id", node["node_id"], "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
+                *("--reason-message", "taken back", "--deadline-remaining-seconds", str(seconds)),
+            ],
+            env=self.env,
+            check=False,
+            capture_output=True,
+            text=True,
+        )
+        assert announced.returncode == 0, announced.stderr
+        time.sleep(seconds)
+        self.lose(process)
 
     def lose(self, process):
         """End a node at once, with all that runs on it."""
@@ -106,6 +151,15 @@ class Nodes:
             check=False,
             timeout=60,
         )
+
+    def num_driving(self):
+        """Count the actors that have begun to drive, by what Ray calls their processes."""
+        return len(self.called("RolloutActor")) - len(self.called("RolloutActor.__init__"))
+
+    def called(self, *words):
+        """Return the processes on the nodes whose title has one of these in it."""
+        family = [(process, title_of(process)) for process in self.family()]
+        return [process for process, title in family if any(word in title for word in words)]
 
     def num_actors(self):
         """Count the actors that are alive and drive."""

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 
 from cluster.main import CommandError, main, parse
 from cluster.submit import SubmitRun, entrypoint
+
+log = logging.getLogger(__name__)
 
 
 def test_a_submission_is_a_command_with_keys_of_its_own():
@@ -97,13 +100,24 @@ def test_a_job_goes_through_a_cluster_that_grows_and_shrinks(nodes, recordings, 
     wait_until(lambda: any(checkpoints.glob("step_*")), 240, "a first checkpoint")
     assert nodes.num_actors() == 1
 
+    nodes.give_way()
+    begin = time.monotonic()
     nodes.start_worker()
-    wait_until(lambda: nodes.num_actors() == 2, 120, "the new node's actor")
+    wait_until(lambda: nodes.num_driving() == 2, 120, "the new node's actor")
+    log.info("a node that joins is used after %.1f s", time.monotonic() - begin)
+    assert time.monotonic() - begin < 15
 
     nodes.lose(first)
     step = max(checkpoints.glob("step_*"))
     wait_until(lambda: max(checkpoints.glob("step_*")) > step, 120, "steps after a node was lost")
     wait_until(lambda: nodes.num_actors() == 1, 120, "the lost node's actor to be counted out")
+
+    (learner,) = nodes.called("-m cluster train-policy")
+    step, begin = max(checkpoints.glob("step_*")), time.monotonic()
+    learner.kill()
+    wait_until(lambda: max(checkpoints.glob("step_*")) > step, 120, "a learner that was killed")
+    log.info("a learner that is killed learns again after %.1f s", time.monotonic() - begin)
+    assert time.monotonic() - begin < 30
 
     # The follower ends and the job does not; who asks for it again follows it to its end.
     follower.send_signal(signal.SIGINT)
