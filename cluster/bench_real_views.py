@@ -57,9 +57,9 @@ class Task:
 
 
 TASKS = {
-    "left_right": Task(camera=RIGHT, ahead=0, sources=(0, 1, -1, 2, -2)),
+    "left_right": Task(camera=RIGHT, ahead=0, sources=(0, 1, 2)),
     "t+1": Task(camera=LEFT, ahead=1, sources=(0, 2, -1, 3)),
-    "t+5": Task(camera=LEFT, ahead=5, sources=(0, 10, -1, 11)),
+    "t+5": Task(camera=LEFT, ahead=5, sources=(0, 10)),
 }
 
 

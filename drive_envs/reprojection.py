@@ -15,7 +15,7 @@ so the sky (w = 0) only rotates, and on a plane w = a . p is linear in p. Each s
    plane, such as the road, this is exact whatever the guess, so lane lines have no cracks;
 4. check: both meetings lie within a pixel of each other in the source, inside its image, on a
    known depth. A pixel that fails was hidden or out of view, and is left to the next source;
-5. read the source's colour there, bilinearly (`resampling`).
+5. read the source's colour there (`resampling`).
 
 A source's camera may differ from the target's: finer, so that it stays sharp when it is moved, and
 wider, so that a view from beside has no margin. Its depth may be coarser than its colour by a whole

@@ -33,6 +33,13 @@ def title_of(process):
     return "" if words and words[0].endswith("sh") else " ".join(words)
 
 
+LIST_NODES = """
+import json, sys, ray
+ray.init(address=sys.argv[1], log_to_driver=False)
+print(json.dumps({node["NodeName"]: node["NodeID"] for node in ray.nodes()}))
+"""
+
+
 class Nodes:
     """The nodes, with a token without which nobody gets in.
 
@@ -112,28 +119,31 @@ class Nodes:
 
     def drain(self, process, seconds):
         """Announce the end of a node, as a cloud does of a spot machine, and end it then."""
-        name = self.names[process.pid]
-        listed = self.run("list", "nodes", "--filter", f"node_name={name}", "--format", "json")
-        ((node,),) = [json.loads(listed.stdout)]
-        announced = subprocess.run(
-            [
-                *(RAY, "drain-node", f"--address=127.0.0.1:{self.port}"),
-                *("--node-id", node["node_id"], "--reason", "DRAIN_NODE_REASON_PREEMPTION"),
-                *("--reason-message", "taken back", "--deadline-remaining-seconds", str(seconds)),
-            ],
-            env=self.env,
-            check=False,
-            capture_output=True,
-            text=True,
+        name, address = self.names[process.pid], f"127.0.0.1:{self.port}"
+        # Not `ray list nodes`, which waits for the agents of nodes that are lost.
+        listed = self.call(sys.executable, "-c", LIST_NODES, address)
+        node = json.loads(listed.splitlines()[-1])[name]
+        self.call(
+            *(RAY, "drain-node", f"--address={address}", "--node-id", node),
+            *("--reason", "DRAIN_NODE_REASON_PREEMPTION", "--reason-message", "taken back"),
+            *("--deadline-remaining-seconds", str(seconds)),
         )
-        assert announced.returncode == 0, announced.stderr
         time.sleep(seconds)
         self.lose(process)
 
+    def call(self, *command):
+        """Run a command that must succeed; return what it says."""
+        done = subprocess.run(
+            command, env=self.env, check=False, capture_output=True, text=True, timeout=120
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
     def lose(self, process):
         """End a node at once, with all that runs on it."""
-        for each in [*psutil.Process(process.pid).children(recursive=True), process]:
-            each.kill()
+        if process.poll() is None:  # what is drained may end by itself
+            for each in [*psutil.Process(process.pid).children(recursive=True), process]:
+                each.kill()
         process.wait()
 
     def family(self):

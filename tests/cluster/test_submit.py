@@ -6,11 +6,12 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cluster.main import CommandError, main, parse
-from cluster.submit import SubmitRun, entrypoint
+from cluster.submit import SubmitError, SubmitRun, entrypoint, start
 
 log = logging.getLogger(__name__)
 
@@ -79,6 +80,29 @@ def test_a_job_that_dies_is_begun_again(tmp_path, codes, attempts, code):
     assert lines == attempts * [
         f"{tmp_path}/a store|{code_folder}|-P -m cluster demo {code_folder}/demo.yaml output=a b"
     ]
+
+
+class Unsettled:
+    """A cluster whose head answers before it can take jobs."""
+
+    def __init__(self, words, times):
+        self.words, self.times, self.taken = words, times, 0
+
+    def submit_job(self, **job):
+        if self.times:
+            self.times -= 1
+            raise RuntimeError(self.words)
+        self.taken += 1
+
+
+def test_a_head_that_has_only_just_started_is_asked_again(monkeypatch):
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    cluster: Any = Unsettled("status code 500: No available agent to submit job, try later", 2)
+    start(cluster, SubmitRun(command=["demo"]), "mine", ["demo", "demo.yaml"], "{}")
+    assert cluster.taken == 1
+    cluster = Unsettled("status code 400: no", 1)
+    with pytest.raises(SubmitError, match="refused the job: status code 400: no"):
+        start(cluster, SubmitRun(command=["demo"]), "mine", ["demo", "demo.yaml"], "{}")
 
 
 @pytest.mark.long

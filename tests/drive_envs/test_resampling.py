@@ -22,7 +22,7 @@ def test_the_same_camera_sees_the_image_itself():
 
 
 def test_reading_is_the_mean_of_a_window_around_the_place():
-    """By the definition, one window at a time; between windows it is linear."""
+    """By the definition, one window at a time; between windows it is linear, or cubic."""
     generator = torch.Generator().manual_seed(1)
     image = torch.randint(0, 256, (1, 3, 9, 12), generator=generator, dtype=torch.uint8)
     for size in (1, 2, 3):
@@ -31,9 +31,12 @@ def test_reading_is_the_mean_of_a_window_around_the_place():
             got = read(image, torch.tensor([[u]]), torch.tensor([[v]]), size)[0, :, 0]
             block = image[0, :, row : row + size, column : column + size].float().mean((1, 2))
             assert torch.allclose(got, block, atol=1e-3)
-        low, high = (
-            read(image, torch.tensor([[4 + size / 2 + d]]), torch.tensor([[4.0]]), size)
-            for d in (0, 1)
+        before, low, high, after = (
+            read(image, torch.tensor([[4 + size / 2 + d]]), torch.tensor([[4.5]]), size)
+            for d in (-1, 0, 1, 2)
         )
-        middle = read(image, torch.tensor([[4.5 + size / 2]]), torch.tensor([[4.0]]), size)
-        assert torch.allclose(middle, (low + high) / 2, atol=1e-3)
+        middle = read(image, torch.tensor([[4.5 + size / 2]]), torch.tensor([[4.5]]), size)
+        expected = (low + high) / 2
+        if size == 1:
+            expected = (19 * (low + high) - 3 * (before + after)) / 32
+        assert torch.allclose(middle, expected.clamp(0, 255), atol=1e-3)
