@@ -248,7 +248,7 @@ def policy_config(point: Point) -> PolicyConfig:
         channels=(4, 4, 4, 4),
         num_features=32,
         bottleneck_bits=None,
-        sky=(0.9, 0.9),
+        sky=(0.96, 0.96),
         model_dim=32,
         num_layers=1,
         num_heads=2,

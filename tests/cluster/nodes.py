@@ -134,7 +134,7 @@ class Nodes:
     def call(self, *command):
         """Run a command that must succeed; return what it says."""
         done = subprocess.run(
-            command, env=self.env, check=False, capture_output=True, text=True, timeout=120
+            command, env=self.env, check=False, capture_output=True, text=True, timeout=40
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
