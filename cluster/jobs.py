@@ -73,6 +73,18 @@ JOBS = {
         runs=("lane_centering",),
         summary="score a policy in closed loop in MetaDrive",
     ),
+    "probe-policy": Job(
+        module="cluster.probe_policy",
+        schema="ProbePolicyRun",
+        runs=("probe",),
+        summary="measure whether a policy reads the warp's artifacts instead of the road",
+    ),
+    "sweep-bottleneck": Job(
+        module="cluster.sweep_bottleneck",
+        schema="SweepBottleneckRun",
+        runs=("bottleneck",),
+        summary="train policies of several capacities, score and probe each",
+    ),
     "train-tokenizer": Job(
         module="cluster.train_tokenizer",
         schema="TrainTokenizerRun",

@@ -1,11 +1,11 @@
 import json
-from dataclasses import replace
 
 import pytest
 import torch
 
 from cluster.bench_learner import LearnerBench, bench_learner, sensible
 from cluster.train_policy import TrainPolicyRun
+from drive_actors.fastvit import FastVit
 from drive_actors.policy import PolicyConfig
 from drive_envs.environment import EnvConfig
 from drive_envs.precision import has_bf16
@@ -32,7 +32,8 @@ def test_emulated_products_are_measured_only_if_nothing_else_is_asked_for(monkey
 @pytest.mark.slow
 def test_every_way_is_measured_and_threads_are_left_alone(tmp_path):
     before = torch.get_num_threads()
-    figures = bench_learner(LearnerBench(training=TRAINING, num_steps=1, num_repeats=2), tmp_path)
+    bench = LearnerBench(training=TRAINING, num_steps=1, num_repeats=2, fastvit=None)
+    figures = bench_learner(bench, tmp_path)
     assert torch.get_num_threads() == before
     assert set(figures["steps_per_second"]) == {
         f"{precision}, {threads}"
@@ -41,9 +42,18 @@ def test_every_way_is_measured_and_threads_are_left_alone(tmp_path):
     }
     best = max(figures["steps_per_second"].values())
     assert figures["learnt_frames_per_second"] == pytest.approx(12 * best, rel=0.05)
+    assert figures["encoders"] == {}
     json.dumps(figures)
+
+
+def test_encoders_are_compared_in_the_runs_own_network():
+    policies = LearnerBench().policies
+    assert list(policies) == ["convolutional", "fastvit_t8"]
+    assert policies["convolutional"] == TrainPolicyRun().policy
+    with pytest.raises(ValueError, match="2 x 1 cells"):
+        LearnerBench(training=TRAINING, fastvit=FastVit())
 
 
 def test_nothing_to_measure_is_refused():
     with pytest.raises(ValueError, match="threads"):
-        replace(LearnerBench(training=TRAINING), threads=())
+        LearnerBench(training=TRAINING, fastvit=None, threads=())
