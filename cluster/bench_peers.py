@@ -2,9 +2,9 @@
 
 All drive the same environment, which sleeps (`drive_envs.sleeping`), with the same network, the
 same number of scenes an actor, fragments of one length and minibatches of one size, each fragment
-learnt from once. The network is small and reads a tenth of each image, so that what is measured is
-what moves the data. What differs is in the others' favour: our actors send and our learner encodes
-9 frames of context a fragment, theirs none.
+learnt from once. The network is small and reads a twenty-fifth of each image, so that what is
+measured is what moves the data. What differs is in the others' favour: our actors send and our
+learner encodes 9 frames of context a fragment, theirs none.
 
 Each system is a process with a Ray of its own, and is opened once a point; then they take turns,
 each warming up before it is measured, and medians are reported. Where their actors together are
@@ -54,10 +54,11 @@ class PeersBench:
     """What is compared, and how long.
 
     grid: `short` is four points, `full` is each of sizes, step_ms and actors with each. systems:
-    beside ours. sample_factory_python: an interpreter with sample-factory, torch, einops, jaxtyping
-    and scipy, null to leave it out. scenes: of an actor. fragment: steps. sequences: of a
-    minibatch. seconds: of a measurement, at least, and three gradient steps. warm_up: seconds
-    before each. num_repeats: measurements of each. max_open: actors at once, of all systems.
+    beside ours. sample_factory_python: an interpreter with sample-factory, torch, einops,
+    jaxtyping, safetensors and scipy, null to leave it out. scenes: of an actor. fragment: steps.
+    sequences: of a minibatch. seconds: of a measurement, at least, and three gradient steps.
+    warm_up: seconds before each. num_repeats: measurements of each. max_open: actors at once, of
+    all systems.
     rllib_learners, rllib_aggregators, rllib_in_flight: RLlib's processes beside its actors, and
     what each actor is asked for at once.
     """
@@ -88,7 +89,8 @@ class PeersBench:
         if self.sample_factory_python is not None and not self.sample_factory_python.exists():
             raise ValueError(
                 f"peers.sample_factory_python: there is no {self.sample_factory_python}; give an "
-                "interpreter with sample-factory, torch, einops, jaxtyping and scipy, or null"
+                "interpreter with sample-factory, torch, einops, jaxtyping, safetensors and scipy, "
+                "or null"
             )
 
     @property

@@ -237,7 +237,7 @@ def make_for_rllib(point: Point, num_scenes: int) -> RllibDrivingEnv:
 
 
 def policy_config(point: Point) -> PolicyConfig:
-    """Return the network: a small one that reads the lowest tenth of each image.
+    """Return the network: a small one that reads the lowest twenty-fifth of each image.
 
     On a CPU the convolutions of all of it would be most of what is measured, in every system, where
     a learner with a GPU spends next to nothing on them.

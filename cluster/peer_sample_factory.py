@@ -3,9 +3,9 @@
     PYTHON cluster/peer_sample_factory.py REPOSITORY FD
 
 It speaks as `cluster.peer_process` does, but a measurement starts and stops a whole run, for a run
-cannot be held. PYTHON needs sample-factory, torch, einops and jaxtyping; from REPOSITORY it takes
-the network alone. Sample Factory has its own heads and losses (APPO with GAE) around it, and is
-handed the images as bytes, as the others are.
+cannot be held. PYTHON needs sample-factory, torch, einops, jaxtyping, safetensors and scipy; from
+REPOSITORY it takes the network alone. Sample Factory has its own heads and losses (APPO with GAE)
+around it, and is handed the images as bytes, as the others are.
 """
 
 # pyright: reportMissingImports=false, reportIncompatibleMethodOverride=false
@@ -94,14 +94,11 @@ class PolicyEncoder(Encoder):
 
     def __init__(self, cfg: Any, obs_space: Any) -> None:
         super().__init__(cfg)
-        from drive_actors.policy import NUM_FRAMES, Policy, PolicyConfig
+        from drive_actors.policy import NUM_FRAMES, Policy
+        from drive_actors.policy_file import config_from_json
 
         point = json.loads(os.environ[POINT])
-        settings: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in point["policy"].items()
-        }
-        self.policy, self.num_frames = Policy(PolicyConfig(**settings)), NUM_FRAMES
+        self.policy, self.num_frames = Policy(config_from_json(point["policy"])), NUM_FRAMES
 
     def get_out_size(self) -> int:
         return self.policy.config.model_dim
