@@ -3,7 +3,7 @@
 The minibatch is cut from rollouts of random pixels, as large as a training run's: the time of a
 gradient step does not depend on what is in the images. Copying it together is measured apart, for
 that happens in another thread while the learner computes. The ways take turns, several times over,
-and medians are reported.
+and medians are reported. The encoders that a policy can have are compared beside it.
 """
 
 import logging
@@ -18,9 +18,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from cluster.bench_encoders import bench_encoders
 from cluster.progress import progress
 from cluster.train_policy import TrainPolicyRun
-from drive_actors.policy import Policy
+from drive_actors.encoder import Convolutional
+from drive_actors.fastvit import FastVit
+from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.precision import Precision, has_bf16
 from drive_envs.protocol import NUM_CONTEXT, Rollout
 from drive_learner.batch import Fragment, empty_batch, fill, fragments, source_of
@@ -35,7 +38,9 @@ class LearnerBench:
 
     training: the run whose network, minibatch and losses are measured. precisions, threads: ways to
     compute, each with each; bf16 is left out where the processor emulates it. num_steps: gradient
-    steps of a measurement. num_repeats: measurements of each way.
+    steps of a measurement. num_repeats: measurements of each way. fastvit: what is compared with
+    the convolutional encoder, in the run's precision and with the most of the threads; null for
+    neither.
     """
 
     training: TrainPolicyRun = field(default_factory=TrainPolicyRun)
@@ -43,6 +48,7 @@ class LearnerBench:
     threads: tuple[int, ...] = (1, 2)
     num_steps: int = 3
     num_repeats: int = 5
+    fastvit: FastVit | None = field(default_factory=FastVit)
 
     def __post_init__(self) -> None:
         for name in ("num_steps", "num_repeats"):
@@ -50,10 +56,22 @@ class LearnerBench:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not self.precisions or not self.threads or min(self.threads) < 1:
             raise ValueError("precisions and threads must each name at least one way to compute")
+        _ = self.policies  # an encoder that does not fit the images is refused before the minutes
+
+    @property
+    def policies(self) -> dict[str, PolicyConfig]:
+        """The run's network with each of the encoders that are compared, by name."""
+        if self.fastvit is None:
+            return {}
+        encoders = {"convolutional": Convolutional(), self.fastvit.model: self.fastvit}
+        return {
+            name: replace(self.training.policy, encoder=encoder)
+            for name, encoder in encoders.items()
+        }
 
 
 def bench_learner(config: LearnerBench, output: Path) -> dict[str, Any]:
-    """Measure; return steps/s by way, and frames/s and ms of copying with the fastest of them.
+    """Measure; return steps/s by way, frames/s and ms of copying with the fastest, and encoders.
 
     `output` gets nothing. Leaves torch with the number of threads that it had.
     """
@@ -76,21 +94,36 @@ def bench_learner(config: LearnerBench, output: Path) -> dict[str, Any]:
                 meter.advance(note=f"{way}: {rates[way][-1]:.2f} steps/s")
     best = max(median(each) for each in rates.values())
     length, num_sequences = training.queue.sequence_length, training.queue.num_sequences
+    num_encoded = (NUM_CONTEXT + length + 1) * num_sequences
+    with using_threads(max(config.threads)):
+        encoders = bench_encoders(
+            config.policies,
+            num_images=num_encoded,
+            num_repeats=config.num_repeats,
+            precision=training.precision,
+            device=device_kind(training.device),
+        )
     return {
         "steps_per_second": {way: round(median(each), 2) for way, each in rates.items()},
         "learnt_frames_per_second": round(best * length * num_sequences),
-        "encoded_frames_per_second": round(best * (NUM_CONTEXT + length + 1) * num_sequences),
+        "encoded_frames_per_second": round(best * num_encoded),
         "milliseconds_to_collate": round(1000 * measure_collation(training, picked), 1),
+        "encoders": encoders,
     }
 
 
 def sensible(precisions: Sequence[Precision], device: str) -> list[Precision]:
     """Leave bf16 out where a step of it takes a minute, unless it is all that is asked for."""
-    kind = "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
+    kind = device_kind(device)
     picked: list[Precision] = [each for each in precisions if each != "bf16" or has_bf16(kind)]
     if picked and len(picked) < len(precisions):
         log.warning("bf16 is left out: this machine's processor does not multiply it")
     return picked or list(precisions)
+
+
+def device_kind(device: str) -> str:
+    """Return where a run that says `device` learns: on "cuda" or "cpu"."""
+    return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 
 def measure_learner(training: TrainPolicyRun, picked: list[Fragment], num_steps: int) -> float:

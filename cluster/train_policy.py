@@ -29,7 +29,7 @@ from cluster.progress import Meter, progress
 from cluster.telemetry import Telemetry, totals
 from cluster.tensorboard_pages import DRIVING, LEARNING, Pages
 from drive_actors.actor import RolloutActor
-from drive_actors.policy import Policy, PolicyConfig
+from drive_actors.policy import Policy, PolicyConfig, fresh_policy
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
@@ -200,7 +200,7 @@ def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
         from cluster.train_with_rllib import train_with_rllib
 
         return train_with_rllib(config, output)
-    learner = Learner(Policy(config.policy), config.learner_config)
+    learner = Learner(fresh_policy(config.policy), config.learner_config)
     checkpoint = resumed(config, learner, output / "checkpoints")
     began, first = time.monotonic(), learner.step
     log.info("%s: gradient steps %d to %d", config.mode, first, config.num_steps)

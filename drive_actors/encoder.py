@@ -3,9 +3,13 @@
 Strided convolutions, each seeing all of the layer before, then the small grid that is left (1/16 of
 the image each way) is flattened, not pooled: where a lane line is, is the whole message. No batch
 statistics anywhere, so that an actor's 16 frames and a learner's 500 give the same features.
+`drive_actors.fastvit` is another network for the same place.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from math import ceil
+from typing import Literal
 
 import torch
 from jaxtyping import Float, UInt8
@@ -13,6 +17,16 @@ from torch import Tensor, nn
 
 STRIDE = 16  # image pixels to a cell of the last grid
 CHUNK = 64  # images at once on a CPU, so that a layer's output stays in the cache
+
+Images = UInt8[Tensor, "batch 3 height width"]
+Outputs = Float[Tensor, "batch outputs"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutional:
+    """`Encoder`; how wide its layers are is the policy's `channels`."""
+
+    kind: Literal["convolutional"] = "convolutional"
 
 
 def keep_variance(module: nn.Module) -> None:
@@ -66,24 +80,37 @@ class Encoder(nn.Module):
         self.apply(keep_variance)
         self.num_outputs = fourth // 2 * ceil(width / STRIDE) * ceil((height - top) / STRIDE)
 
-    def forward(
-        self, image: UInt8[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch outputs"]:
-        if image.shape[2:] != (self.height, self.width):
-            raise ValueError(
-                f"images are {image.shape[3]} x {image.shape[2]} pixels, but the policy reads "
-                f"{self.width} x {self.height}: set the environment's width and height to these"
-            )
-        dtype = next(self.parameters()).dtype
-        if torch.is_autocast_enabled(image.device.type):
-            dtype = torch.get_autocast_dtype(image.device.type)
-        size = CHUNK if image.device.type == "cpu" else len(image)
-        parts = image[:, :, self.top :].split(size)
-        return torch.cat([self.layers(normalized(part, dtype)) for part in parts])
+    def forward(self, image: Images) -> Outputs:
+        read = rows_read(image, self.width, self.height, self.top)
+        dtype = input_dtype(self, image.device)
+        return in_parts(lambda part: self.layers(normalized(part, dtype)), read)
 
 
-def normalized(
-    image: UInt8[Tensor, "batch 3 height width"], dtype: torch.dtype
-) -> Float[Tensor, "batch 3 height width"]:
+def rows_read(
+    image: Images, width: int, height: int, top: int
+) -> UInt8[Tensor, "batch 3 rows width"]:
+    """Leave out the rows above `top`; ValueError when images have another size than agreed."""
+    if image.shape[2:] != (height, width):
+        raise ValueError(
+            f"images are {image.shape[3]} x {image.shape[2]} pixels, but the policy reads "
+            f"{width} x {height}: set the environment's width and height to these"
+        )
+    return image[:, :, top:]
+
+
+def input_dtype(network: nn.Module, device: torch.device) -> torch.dtype:
+    """Return the precision in which images enter a network."""
+    if torch.is_autocast_enabled(device.type):
+        return torch.get_autocast_dtype(device.type)
+    return next(network.parameters()).dtype
+
+
+def in_parts(encode: Callable[[Images], Outputs], image: Images) -> Outputs:
+    """Encode images, on a CPU a few at a time."""
+    size = CHUNK if image.device.type == "cpu" else len(image)
+    return torch.cat([encode(part) for part in image.split(size)])
+
+
+def normalized(image: Images, dtype: torch.dtype) -> Float[Tensor, "batch 3 height width"]:
     """Bring pixels into [-2, 2), grey to 0, channels last. Exact even in bfloat16."""
     return image.to(dtype, memory_format=torch.channels_last).sub_(128).div_(64)

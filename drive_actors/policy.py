@@ -20,7 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from drive_actors.action import bounded_log_std, normalized_from_command
 from drive_actors.bottleneck import noise_std, unit_power
-from drive_actors.encoder import STRIDE, Encoder
+from drive_actors.encoder import STRIDE, Convolutional, Encoder
+from drive_actors.fastvit import FastVit, FastVitEncoder
 from drive_envs.camera import CAMERAS
 from drive_envs.plan import NUM_POINTS, NUM_VALUES, POSITION, SCALE, TIMES, VELOCITY, Hypotheses
 from drive_envs.protocol import NUM_CONTEXT
@@ -33,15 +34,17 @@ Observation = Mapping[str, Tensor]
 Tokens = Float[Tensor, "batch dim"]
 History = Float[Tensor, "batch 10 dim"]
 Normalized = Float[Tensor, "batch 2"]
+EncoderKind = Convolutional | FastVit
 
 
 @dataclass(frozen=True, kw_only=True)
 class PolicyConfig:
     """Sizes of the network, and what it is allowed to see.
 
-    width, height: of both images, multiples of 16. bottleneck_bits: capacity of the features a
-    frame, None for no noise. sky: shares of the height at the top of the narrow and the wide image
-    that are not read. Clouds are a compass, and a compass tells one recording from another, and so
+    width, height: of both images, multiples of 16. encoder: the network that each image goes
+    through. channels: of the convolutional one. bottleneck_bits: capacity of the features a frame,
+    None for no noise. sky: shares of the height at the top of the narrow and the wide image that
+    are not read. Clouds are a compass, and a compass tells one recording from another, and so
     where in his lane its driver liked to be: reading it, a policy learns its recordings by heart.
     context: how many of the last 10 frames are read, 1 for no history.
     use_last_action: False hides the last command.
@@ -49,6 +52,7 @@ class PolicyConfig:
 
     width: int = 128
     height: int = 64
+    encoder: EncoderKind = Convolutional()
     channels: tuple[int, int, int, int] = (16, 32, 48, 64)
     num_features: int = 512
     bottleneck_bits: float | None = 700.0
@@ -71,6 +75,9 @@ class PolicyConfig:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
         if not all(0 <= share < 1 for share in self.sky):
             raise ValueError(f"sky must be shares of the height below 1, got {self.sky}")
+        if isinstance(self.encoder, FastVit):
+            for top in self.tops:
+                self.encoder.grid(self.width, self.height - top)
         if min(self.channels) < 1 or self.channels[-1] % 2:
             raise ValueError(f"channels must be positive, the last one even, got {self.channels}")
         if self.model_dim % self.num_heads:
@@ -83,6 +90,12 @@ class PolicyConfig:
             raise ValueError(
                 f"bottleneck_bits must be positive, or null for none, got {self.bottleneck_bits}"
             )
+
+    @property
+    def tops(self) -> tuple[int, int]:
+        """The first row that is read of the narrow and of the wide image."""
+        narrow, wide = (round(share * self.height) for share in self.sky)
+        return narrow, wide
 
 
 class PolicyOutput(NamedTuple):
@@ -136,10 +149,8 @@ class Policy(nn.Module):
         self.config = config
         dim, bits = config.model_dim, config.bottleneck_bits
         encoders = {
-            camera: Encoder(
-                config.width, config.height, config.channels, top=round(sky * config.height)
-            )
-            for camera, sky in zip(CAMERAS, config.sky, strict=True)
+            camera: encoder_of(config, top)
+            for camera, top in zip(CAMERAS, config.tops, strict=True)
         }
         num_outputs = sum(encoder.num_outputs for encoder in encoders.values())
         self.encoders = nn.ModuleDict(encoders)
@@ -260,6 +271,27 @@ class Policy(nn.Module):
             None if habit is None else habit.repeat(len(windows), 1),
         )
         return unflatten(output, batch)
+
+
+def fresh_policy(config: PolicyConfig) -> Policy:
+    """Make a policy to be trained: random weights, or those that an encoder is to begin with.
+
+    `Policy` alone does not look for them, as a policy that was learnt is rebuilt without.
+    """
+    policy = Policy(config)
+    for encoder in policy.encoders.values():
+        if isinstance(encoder, FastVitEncoder):
+            encoder.read_weights()
+    return policy
+
+
+def encoder_of(config: PolicyConfig, top: int) -> Encoder | FastVitEncoder:
+    """Make the network for the images of one camera, of which rows above `top` are not read."""
+    match config.encoder:
+        case FastVit() as fastvit:
+            return FastVitEncoder(fastvit, config.width, config.height, top=top)
+        case _:
+            return Encoder(config.width, config.height, config.channels, top=top)
 
 
 def unflatten(output: PolicyOutput, batch: int) -> PolicyOutput:

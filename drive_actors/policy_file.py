@@ -11,7 +11,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from drive_actors.policy import Policy, PolicyConfig
+from drive_actors.encoder import Convolutional
+from drive_actors.fastvit import FastVit
+from drive_actors.policy import EncoderKind, Policy, PolicyConfig
 from drive_envs.network_file import read_described, rebuilt, write_network
 
 WEIGHTS, STATE = "policy.safetensors", "state.json"
@@ -39,7 +41,9 @@ def config_from_json(tree: Mapping[str, Any]) -> PolicyConfig:
     given: dict[str, Any] = {
         key: tuple(value) if isinstance(value, list) else value for key, value in tree.items()
     }
+    encoder = encoder_from_json(given.pop("encoder", {}))
     defaults = {field.name: field.default for field in fields(PolicyConfig)}
+    del defaults["encoder"]
     if given.keys() != defaults.keys():
         different = sorted(given.keys() ^ defaults.keys())
         raise ValueError(f"keys {different} are unknown or missing")
@@ -51,4 +55,15 @@ def config_from_json(tree: Mapping[str, Any]) -> PolicyConfig:
             or not all(isinstance(number, int | float) for number in numbers)
         ):
             raise ValueError(f"{key} is {value!r}")
-    return PolicyConfig(**given)
+    return PolicyConfig(**given, encoder=encoder)
+
+
+def encoder_from_json(tree: Mapping[str, Any]) -> EncoderKind:
+    """Turn what JSON holds into an encoder's settings; policies of old have no kind."""
+    match tree.get("kind", "convolutional"):
+        case "convolutional":
+            return Convolutional(**tree)
+        case "fastvit":
+            return FastVit(**tree)
+        case kind:
+            raise ValueError(f"encoder.kind is {kind!r}; it must be convolutional or fastvit")

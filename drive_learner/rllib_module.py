@@ -26,7 +26,7 @@ from ray.rllib.core.rl_module.apis import (
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from drive_actors.policy import NUM_FRAMES, Policy
+from drive_actors.policy import NUM_FRAMES, Policy, fresh_policy
 from drive_actors.policy_file import config_from_json
 
 NOISE, TOKENS = "bottleneck_noise", "tokens"
@@ -42,7 +42,7 @@ class DrivingModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI, Inference
     """`Policy` for RLlib. model_config: `policy`, a PolicyConfig as JSON; `max_seq_len`."""
 
     def setup(self) -> None:
-        self.policy = Policy(config_from_json(self.model_config["policy"]))
+        self.policy = fresh_policy(config_from_json(self.model_config["policy"]))
         assert self.action_space is not None
         assert self.action_space.shape is not None
         self.num_actions = self.action_space.shape[0]

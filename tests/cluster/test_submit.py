@@ -98,11 +98,11 @@ class Unsettled:
 def test_a_head_that_has_only_just_started_is_asked_again(monkeypatch):
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     cluster: Any = Unsettled("status code 500: No available agent to submit job, try later", 2)
-    start(cluster, SubmitRun(command=["demo"]), "mine", ["demo", "demo.yaml"], "{}")
+    start(cluster, SubmitRun(command=("demo",)), "mine", ["demo", "demo.yaml"], "{}")
     assert cluster.taken == 1
     cluster = Unsettled("status code 400: no", 1)
     with pytest.raises(SubmitError, match="refused the job: status code 400: no"):
-        start(cluster, SubmitRun(command=["demo"]), "mine", ["demo", "demo.yaml"], "{}")
+        start(cluster, SubmitRun(command=("demo",)), "mine", ["demo", "demo.yaml"], "{}")
 
 
 @pytest.mark.long

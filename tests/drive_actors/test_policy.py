@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drive_actors.bottleneck import noise
+from drive_actors.fastvit import FastVit
 from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.plan import NUM_POINTS, SCALE, Hypotheses, best_plan, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
@@ -45,13 +46,15 @@ def act_step_by_step(driver, frames, unit_noise):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("changes", [{}, {"context": 1}, {"num_layers": 1}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"context": 1}, {"num_layers": 1}, {"encoder": FastVit(stride=8)}]
+)
 def test_unroll_is_acting_step_by_step(changes):
     config = replace(CONFIG, **changes)
     driver, frames = policy(config), observation()
     unit_noise = noise(5, NUM_FRAMES, BATCH, config.num_features)
-    unrolled = driver.unroll(frames, unit_noise)
-    for t, step in enumerate(act_step_by_step(driver, frames, unit_noise)):
+    unrolled = driver.train().unroll(frames, unit_noise)
+    for t, step in enumerate(act_step_by_step(driver.eval(), frames, unit_noise)):
         for name in ("action_mean", "action_log_std", "value"):
             torch.testing.assert_close(
                 getattr(unrolled, name)[t], getattr(step, name), atol=1e-5, rtol=0

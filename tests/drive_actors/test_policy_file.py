@@ -5,6 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save
 
+from drive_actors.encoder import Convolutional
+from drive_actors.fastvit import FastVit
+from drive_actors.policy import PolicyConfig, fresh_policy
 from drive_actors.policy_file import STATE, WEIGHTS, load_policy, save_policy
 from drive_envs.network_file import NetworkFileError
 
@@ -37,6 +40,24 @@ def test_round_trip(folder, tiny_policy):
     assert torch.equal(loaded(history, speed).plan.mean, tiny_policy(history, speed).plan.mean)
 
 
+def test_round_trip_with_fastvit(tmp_path):
+    encoder = FastVit(stride=8, num_channels=2)
+    config = PolicyConfig(width=64, height=32, num_features=16, model_dim=16, encoder=encoder)
+    made = fresh_policy(config)
+    save_policy(made, tmp_path)
+    loaded = load_policy(tmp_path)
+    assert loaded.config == config
+    image = torch.randint(0, 256, (2, 3, 32, 64), dtype=torch.uint8)
+    frames = {"narrow": image, "wide": image.flip(-1)}
+    assert torch.equal(loaded.features(frames), made.features(frames))
+
+
+def test_a_policy_from_before_there_was_a_choice_is_convolutional(folder, tiny_policy):
+    edit(folder, lambda tree: tree["state"]["policy"].pop("encoder"))
+    assert load_policy(folder).config == tiny_policy.config
+    assert tiny_policy.config.encoder == Convolutional()
+
+
 @pytest.mark.parametrize("name", [WEIGHTS, STATE])
 def test_a_missing_or_torn_file_is_named(folder, name):
     content = (folder / name).read_bytes()
@@ -56,7 +77,16 @@ def test_a_pickle_is_not_opened(folder):
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("model_dim", 18), ("num_heads", "2"), ("channels", [4, 4, 8, "8"]), ("surprise", 1)],
+    [
+        ("model_dim", 18),
+        ("num_heads", "2"),
+        ("channels", [4, 4, 8, "8"]),
+        ("surprise", 1),
+        ("encoder", {"kind": "resnet"}),
+        ("encoder", {"kind": "fastvit", "model": 8}),
+        ("encoder", {"kind": "fastvit", "stride": 5}),
+        ("encoder", {"kind": "convolutional", "surprise": 1}),
+    ],
 )
 def test_an_impossible_configuration_is_named(folder, key, value):
     edit(folder, lambda tree: tree["state"]["policy"].update({key: value}))
