@@ -104,7 +104,7 @@ class FastVitEncoder(nn.Module):
         """Return what the last stage says of each cell."""
         scale, shift = (self.get_buffer(name).to(dtype) for name in ("scale", "shift"))
         pixels = normalized(image, dtype) * scale + shift
-        # On a CPU torch 2.13 crashes in the gradient of grouped convolutions, channels last.
+        # Channels last, the gradient corrupts memory on a CPU (torch 2.13, at times).
         return self.backbone(pixels.contiguous() if pixels.device.type == "cpu" else pixels)
 
     def train(self, mode: bool = True) -> "FastVitEncoder":
