@@ -147,8 +147,14 @@ def start(
                     entrypoint_resources=dict(config.resources),
                 )
             except RuntimeError as error:
-                if UNSETTLED not in str(error) or time.monotonic() > deadline:
+                if UNSETTLED not in str(error):
                     raise SubmitError(f"the cluster refused the job: {error}") from error
+                if time.monotonic() > deadline:
+                    raise SubmitError(
+                        f"the head answers, but its agent takes no jobs: {error}; where another "
+                        "cluster runs on its machine, `ray start` needs a free "
+                        "--dashboard-agent-listen-port"
+                    ) from error
                 log.info("the cluster has only just started, asking again")
                 time.sleep(1)
             else:

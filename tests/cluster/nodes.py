@@ -67,7 +67,11 @@ class Nodes:
         log = self.folder / f"node{len(self.processes)}.log"
         with log.open("w") as file:
             process = subprocess.Popen(
-                [RAY, "start", "--block", "--object-store-memory=150000000", *arguments],
+                [
+                    *(RAY, "start", "--block", "--object-store-memory=150000000", *arguments),
+                    # Its usual port may be another cluster's, and then the head takes no jobs.
+                    f"--dashboard-agent-listen-port={free_port()}",
+                ],
                 env=self.env,
                 stdout=file,
                 stderr=subprocess.STDOUT,
