@@ -15,14 +15,14 @@ KITTI = Path(__file__).parents[3] / "shared" / "data" / "kitti" / "drive_0005"
 @pytest.mark.skipif(not KITTI.is_dir(), reason=f"no real drive at {KITTI}")
 @pytest.mark.timeout(400)
 def test_the_warp_is_nearer_to_the_truth_than_no_warp(tmp_path):
-    figures = bench_real_views(KITTI, tmp_path, None, every=200)
-    for name, gain in {"left_right": 3, "t+1": 4, "t+5": 1.5}.items():  # dB, of one frame each
+    figures = bench_real_views(KITTI, tmp_path, None, every=50)
+    for name in ("left_right", "t+1", "t+5"):
         task = figures[name]
-        assert task["frames"] == 1
-        assert task["psnr"] > task["no warp"]["psnr"] + gain
+        assert task["frames"] >= 3  # one alone may have little to gain
+        assert task["psnr"] > task["no warp"]["psnr"] + 3
         assert task["valid"] > task["one source"]["valid"] > 0.8
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
-    assert bench_real_views(KITTI, tmp_path, None, every=200) == figures
+    assert bench_real_views(KITTI, tmp_path, None, every=50) == figures
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
 
 

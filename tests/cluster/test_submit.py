@@ -129,7 +129,7 @@ def test_a_job_goes_through_a_cluster_that_grows_and_shrinks(nodes, recordings, 
     nodes.start_worker()
     wait_until(lambda: nodes.num_driving() == 2, 120, "the new node's actor")
     log.info("a node that joins is used after %.1f s", time.monotonic() - begin)
-    assert time.monotonic() - begin < 30  # 15 are wanted, and had where nothing else runs
+    assert time.monotonic() - begin < 15
 
     nodes.lose(first)
     step = max(checkpoints.glob("step_*"))
