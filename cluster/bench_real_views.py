@@ -235,6 +235,7 @@ def draw(
             [drive.target_from_source(task.camera, frame + task.ahead, row) for row in rows]
         )[None],
         drive.camera,
+        is_sharp=True,
     )
 
 

@@ -105,13 +105,16 @@ def reproject(
     target_from_source: Transforms,
     camera: Camera,
     source_camera: Camera | None = None,
+    *,
+    is_sharp: bool = False,
 ) -> Reprojected:
     """Draw what `camera` sees at the target poses from source frames.
 
     `images` (B, S, 3, H, W) uint8 and `depths` (B, S, H / n, W / n) planar metres (sky inf, unknown
     NaN) are S sources in order of preference: a later one only fills what the earlier did not see.
     `source_camera` is that of the images, None for the target's. `target_from_source` (B, S, 4, 4)
-    takes camera-frame points of a source to the target's. Works on the device of its arguments.
+    takes camera-frame points of a source to the target's. `is_sharp` reads sources bicubically that
+    are no finer than the target. Works on the device of its arguments.
     Raises ValueError where shapes and cameras disagree.
     """
     source_camera = source_camera or camera
@@ -124,7 +127,7 @@ def reproject(
         target_from_source.float().split(size),
     )
     parts = [
-        reproject_pass(image, depth, moved, camera, source_camera)
+        reproject_pass(image, depth, moved, camera, source_camera, is_sharp)
         for image, depth, moved in zip(*sources, strict=True)
     ]
     return Reprojected(*(torch.cat(part) for part in zip(*parts, strict=True)))
@@ -164,14 +167,15 @@ def reproject_pass(
     target_from_source: Transforms,
     camera: Camera,
     source_camera: Camera,
+    is_sharp: bool,
 ) -> Reprojected:
     """Reproject as many images as fit the cache."""
-    cameras = camera, source_camera
-    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *cameras)
+    how = camera, source_camera, is_sharp
+    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
     for source in range(1, images.shape[1]):
         if not is_any(~seen):
             break
-        view = see(images[:, source], depths[:, source], target_from_source[:, source], *cameras)
+        view = see(images[:, source], depths[:, source], target_from_source[:, source], *how)
         new = view.seen & ~seen
         weight = new.to(w.dtype)
         color = color.lerp_(view.color, weight[:, None])
@@ -188,6 +192,7 @@ def see(
     target_from_source: Float[Tensor, "batch 4 4"],
     camera: Camera,
     source_camera: Camera,
+    is_sharp: bool,
 ) -> View:
     """Take one source through the five steps of the module's page, drawn out beyond its view."""
     source = source_camera.scaled(depth.shape[2], depth.shape[1])
@@ -216,7 +221,8 @@ def see(
         seen, hidden = seen & ~outline, hidden | outline
     u, v = draw_in(second, source)
     factor = source_camera.width / source.width
-    color = read(image, u.mul_(factor), v.mul_(factor), window(source_camera, camera))
+    size = window(source_camera, camera)
+    color = read(image, u.mul_(factor), v.mul_(factor), size, is_sharp=is_sharp)
     return View(color.view(-1, 3, *guess.shape[1:]), w.view_as(guess), seen, hidden)
 
 

@@ -131,6 +131,7 @@ class Reprojective:
                     target_from_source[members].float().to(self.config.device),
                     camera,
                     sensor.color,
+                    is_sharp=True,
                 )
                 images[name][[indices[i] for i in members]] = seen.image.cpu().numpy()
         return images
