@@ -35,8 +35,11 @@ log = logging.getLogger(__name__)
 # Of the exit codes of `drive`: what the user has to mend is not mended by trying again.
 FINAL = (0, 2, 130)
 PATIENCE = 60.0  # s
-SETTLING = 60.0  # s that a head may still take once it answers, and
-UNSETTLED = "No available agent to submit job"  # what it says until then
+NO_AGENT = "No available agent to submit job"
+NEEDS_PORT = (
+    "; where another cluster runs on the head's machine it holds the port that this needs: "
+    "`ray start --dashboard-agent-listen-port` with a free one"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,30 +138,18 @@ def start(
             ignored = shutil.ignore_patterns("__pycache__", "results")
             shutil.copytree(Path(spec.origin).parent, Path(folder, package), ignore=ignored)
         Path(folder, words[1]).write_text(run_text)
-        deadline = time.monotonic() + SETTLING
-        while True:
-            try:
-                client.submit_job(
-                    entrypoint=entrypoint(config, words),
-                    submission_id=name,
-                    runtime_env={"working_dir": folder},
-                    entrypoint_num_cpus=config.num_cpus,
-                    entrypoint_num_gpus=config.num_gpus,
-                    entrypoint_resources=dict(config.resources),
-                )
-            except RuntimeError as error:
-                if UNSETTLED not in str(error):
-                    raise SubmitError(f"the cluster refused the job: {error}") from error
-                if time.monotonic() > deadline:
-                    raise SubmitError(
-                        f"the head answers, but its agent takes no jobs: {error}; where another "
-                        "cluster runs on its machine, `ray start` needs a free "
-                        "--dashboard-agent-listen-port"
-                    ) from error
-                log.info("the cluster has only just started, asking again")
-                time.sleep(1)
-            else:
-                return
+        try:
+            client.submit_job(
+                entrypoint=entrypoint(config, words),
+                submission_id=name,
+                runtime_env={"working_dir": folder},
+                entrypoint_num_cpus=config.num_cpus,
+                entrypoint_num_gpus=config.num_gpus,
+                entrypoint_resources=dict(config.resources),
+            )
+        except RuntimeError as error:
+            mend = NEEDS_PORT if NO_AGENT in str(error) else ""
+            raise SubmitError(f"the cluster refused the job: {error}{mend}") from error
 
 
 def entrypoint(config: SubmitRun, words: Sequence[str]) -> str:

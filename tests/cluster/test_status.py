@@ -93,6 +93,7 @@ def test_a_run_goes_on_and_is_killed_and_resumed_and_interrupted(
     assert running.state == "running"
     assert running.work["total"] == 1_000_000
     assert running.work["done"] >= running.checkpoint.step - 2 > -2
+    assert running.work["per_second"] > 0
     assert running.work["seconds_left"] > 0
     assert "plan" in running.work["note"]
     done = running.work["done"]

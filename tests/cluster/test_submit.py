@@ -82,27 +82,25 @@ def test_a_job_that_dies_is_begun_again(tmp_path, codes, attempts, code):
     ]
 
 
-class Unsettled:
-    """A cluster whose head answers before it can take jobs."""
+class Refusing:
+    """A cluster that takes no jobs, and says why."""
 
-    def __init__(self, words, times):
-        self.words, self.times, self.taken = words, times, 0
+    def __init__(self, words):
+        self.words = words
 
     def submit_job(self, **job):
-        if self.times:
-            self.times -= 1
-            raise RuntimeError(self.words)
-        self.taken += 1
+        raise RuntimeError(self.words)
 
 
-def test_a_head_that_has_only_just_started_is_asked_again(monkeypatch):
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
-    cluster: Any = Unsettled("status code 500: No available agent to submit job, try later", 2)
-    start(cluster, SubmitRun(command=("demo",)), "mine", ["demo", "demo.yaml"], "{}")
-    assert cluster.taken == 1
-    cluster = Unsettled("status code 400: no", 1)
-    with pytest.raises(SubmitError, match="refused the job: status code 400: no"):
-        start(cluster, SubmitRun(command=("demo",)), "mine", ["demo", "demo.yaml"], "{}")
+def test_a_head_whose_agent_has_no_port_is_told_from_other_refusals():
+    def refused(words):
+        cluster: Any = Refusing(words)
+        with pytest.raises(SubmitError, match=f"refused the job: {words}") as caught:
+            start(cluster, SubmitRun(command=("demo",)), "mine", ["demo", "demo.yaml"], "{}")
+        return str(caught.value)
+
+    assert "agent-listen-port" in refused("500: No available agent to submit job, try later")
+    assert "agent-listen-port" not in refused("400: no such thing")
 
 
 @pytest.mark.long
