@@ -231,8 +231,11 @@ def draw_leaks(capacities: Sequence[float | None], found: Sequence[Mapping[str, 
     for panel, (target, words) in zip(panels, SHOWN.items(), strict=True):
         draw_target(panel, places, [one["probe"][target] for one in found])
         panel.set_title(words, fontsize=10)
-        panel.set_ylabel("leak (R² where the road is known)")
-    panels[0].legend(fontsize=8)
+        panel.set_ylabel("R² beyond that of true pictures")
+    # Below: points may be anywhere in the panels.
+    figure.legend(
+        *panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=6, fontsize=8
+    )
     passed = np.array([one["passed"] for one in found])
     last.plot(places, passed, "o", color="C2", alpha=0.7)
     known = np.unique(places)
