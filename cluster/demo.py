@@ -46,6 +46,7 @@ class DemoRun:
         "mode=off_policy",
         "loss.policy_gradient=0",
         "loss.value=0",
+        "num_threads=2",  # nobody drives beside it
     )
     """What makes the same run the off-policy baseline, after `training`; null leaves it out."""
     evaluation: tuple[str, ...] = ("video=curve-080-left",)
