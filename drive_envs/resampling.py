@@ -21,6 +21,8 @@ Image = UInt8[Tensor, "batch 3 height width"]
 Seen = UInt8[Tensor, "batch 3 rows columns"]
 Color = Float[Tensor, "batch 3 rows columns"]
 
+PART_PIXELS = 1 << 17  # of images, at once on a CPU: their sums are read while the cache has them
+
 
 def window(source: Camera, target: Camera) -> int:
     """Return n: how many pixels of a source lie side by side in one of the target's."""
@@ -54,13 +56,29 @@ def read(
 
     is_sharp: bicubically where no windows are averaged.
     """
+    count = max(1, PART_PIXELS // image[0, 0].numel()) if image.device.type == "cpu" else len(image)
+    columns = u.flatten(1), v.flatten(1)
+    parts = zip(*(values.split(count) for values in (image, *columns)), strict=True)
+    color = torch.cat([read_part(*part, size, is_sharp=is_sharp) for part in parts])
+    return color.view(*color.shape[:2], *u.shape[1:])
+
+
+def read_part(
+    image: Image,
+    u: Float[Tensor, "batch column"],
+    v: Float[Tensor, "batch column"],
+    size: int,
+    *,
+    is_sharp: bool,
+) -> Float[Tensor, "batch 3 column"]:
+    """Read as many images as fit the cache."""
     windows = sliding_sum(image, size)
     height, width = windows.shape[2:]
     # Complex numbers interleave u and v five times as fast as `torch.stack` does.
     grid = torch.view_as_real(
         torch.complex(
-            (u.flatten(1) * (2 / width)).add_((1 - size) / width - 1),
-            (v.flatten(1) * (2 / height)).add_((1 - size) / height - 1),
+            (u * (2 / width)).add_((1 - size) / width - 1),
+            (v * (2 / height)).add_((1 - size) / height - 1),
         )
     )
     is_cubic = is_sharp and size == 1
@@ -70,7 +88,7 @@ def read(
     )
     if is_cubic:
         color = color.clamp_(0, 255)  # cubics overshoot beside edges
-    return color.view(*color.shape[:2], *u.shape[1:]).mul_(1 / size**2)
+    return color[:, :, 0].mul_(1 / size**2)
 
 
 def seen_by(target: Camera, image: Image, source: Camera) -> Seen:
