@@ -35,7 +35,7 @@ from drive_actors.scoring import Drive, Result, lost
 from drive_envs.checkpoint import checkpoints
 from drive_envs.drawing import Picture, caption, draw_views, write_video
 from drive_envs.metadrive_assets import ensure_assets
-from drive_envs.scenarios import Scenario, load_scenarios, shipped_path
+from drive_envs.scenarios import Scenario, find_scenarios, load_scenarios
 from drive_learner.local_cluster import local_cluster
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,9 @@ class EvaluatePolicyRun:
     road) or `straight` (which holds the wheel); null is the shipped policy."""
     policies: dict[str, str] = field(default_factory=dict)
     """Several of them by a name of your own, to compare side by side; in place of `policy`."""
-    scenarios: Path | None = None  # a scenario list; null is the shipped one
+    scenarios: Path | None = None
+    """A scenario list, or the name of a shipped one, `lane_centering` (null is this) or
+    `lane_change`."""
     noise: Literal["plain", "realistic"] = "plain"
     video: str = "none"
     """`none`, `all`, `failed`, or the name of a scenario."""
@@ -83,7 +85,7 @@ def run(config: EvaluatePolicyRun, output: Path) -> dict[str, Any]:
     started = time.monotonic()
     results, videos = score_all(config, scenarios, drivers, size, output)
     seconds = time.monotonic() - started
-    suite = (config.scenarios or shipped_path()).stem
+    suite = find_scenarios(config.scenarios).stem
     write_results(output / "results.json", config.noise, results, seconds)
     picture = draw_lateral(scenarios, results)
     (output / "lateral.png").write_bytes(picture)

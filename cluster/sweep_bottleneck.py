@@ -30,7 +30,7 @@ from cluster.probe_policy import ProbePolicyRun
 from cluster.report import Part, Picture, Table, Text, write_report
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.probe import PROBES
-from drive_envs.scenarios import shipped_path
+from drive_envs.scenarios import find_scenarios
 
 log = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ def figures_of(
     def scored() -> dict[str, Any]:
         pages = folder / "score"
         pages.mkdir(exist_ok=True)
-        suite = (score.scenarios or shipped_path()).stem
+        suite = find_scenarios(score.scenarios).stem
         figures = evaluate_policy.run(score, pages)
         return {**figures[suite], "mean_abs_lateral": figures["mean_abs_lateral"]}
 

@@ -26,10 +26,12 @@ from drive_envs.path import NUM_PAST, RecordedPath
 from drive_envs.plan import STEP, TIMES
 from drive_envs.scenarios import Scenario
 from drive_envs.scenes import Scene
+from drive_envs.traffic import CAR_LENGTH, CAR_WIDTH
 from drive_envs.vehicle import preset
 from drive_envs.world import World
 
 Noise = Literal["plain", "realistic"]
+Series = Float[np.ndarray, " time"]
 DESIRES = {"left": 1, "right": 2}
 
 
@@ -97,7 +99,11 @@ def scene_of(scenario: Scenario) -> Scene:
         path=path,
         start=NUM_PAST,
         num_steps=num_steps,
-        source=RoadScene(road=scenario.road, lane=scenario.lane),
+        source=RoadScene(
+            road=scenario.road,
+            lane=scenario.lane,
+            cars=scenario.car_poses(time[: NUM_PAST + num_steps + 1]),
+        ),
         lateral_offset=scenario.lateral_offset,
         heading_offset=radians(scenario.heading_offset_deg),
     )
@@ -144,11 +150,21 @@ def drive(
 
 def judge(scenario: Scenario, driven: Drive) -> Result:
     """Measure a drive and say whether it passed, and if not, why."""
-    lateral = scenario.lateral(driven.time, driven.poses[:, :2])
-    changing = scenario.is_changing_lane(driven.time)
-    half_width = scenario.road.lane_width / 2
-    figures = measure(lateral, STEP, half_width, scenario.thresholds, changing)
-    reasons = reasons_to_fail(figures, scenario.thresholds)
+    s, offset = scenario.line.locate(driven.poses[:, :2])
+    lateral = offset - scenario.target_offset(driven.time)[0]
+    right, left = scenario.edges(driven.time)
+    yaw_rate = np.diff(np.unwrap(driven.poses[:, 2])) / STEP
+    figures = measure(
+        lateral,
+        is_outside=(offset < right) | (offset > left),
+        acceleration=scenario.speed * yaw_rate,
+        step=STEP,
+        thresholds=scenario.thresholds,
+    )
+    is_lane_change = bool(scenario.desire)
+    reasons = reasons_to_fail(figures, scenario.thresholds, is_lane_change=is_lane_change)
+    if (hit := first_hit(scenario, driven.time, s, offset)) is not None:
+        reasons = (f"hit a car after {hit:.1f} s", *reasons)
     if driven.time[-1] < scenario.duration - STEP / 2:
         reasons = (f"left the road after {driven.time[-1]:.1f} s", *reasons)
     return Result(
@@ -160,6 +176,15 @@ def judge(scenario: Scenario, driven: Drive) -> Result:
         lateral=lateral,
         seconds=driven.seconds,
     )
+
+
+def first_hit(scenario: Scenario, time: Series, s: Series, offset: Series) -> float | None:
+    """Return when (s) our box met another car's, both along the lane; None if never."""
+    is_hit = np.zeros(len(time), bool)
+    for poses in scenario.car_poses(time).swapaxes(0, 1):
+        along, beside = scenario.line.locate(poses[:, :2])
+        is_hit |= (np.abs(s - along) < CAR_LENGTH) & (np.abs(offset - beside) < CAR_WIDTH)
+    return float(time[is_hit][0]) if is_hit.any() else None
 
 
 def lost(scenario: Scenario, cause: str) -> Result:

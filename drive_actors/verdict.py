@@ -1,9 +1,9 @@
-"""When a closed-loop drive counts as lane centering: a pure function of its lateral positions.
+"""When a closed-loop drive has passed: a pure function of where the car was.
 
-The lateral position d(t) is the distance of the vehicle centre from the lane centre in metres,
-positive left, sampled at equal steps. A drive passes when
+The lateral position d(t) is the distance of the vehicle centre from the centre of the lane to keep
+in metres, positive left, sampled at equal steps. A drive passes when
 
-1. it never leaves the lane: |d| <= lane_width / 2 at every sample;
+1. it never leaves the lane: the vehicle centre is within its edges at every sample;
 2. it ends centred: the mean of |d| over the last `centering_window` is at most `max_mean_lateral`;
 3. it does not oscillate: over the last `oscillation_window` the lateral movement reverses by more
    than `swing` metres at most `max_reversals` times.
@@ -17,6 +17,17 @@ lateral standard deviation, which is slow; at the vehicle's full lateral jerk of
 reached up to 0.6 Hz, A (2 pi f)^3 = 5 m/s^3 with A = 0.1 m, above the frequencies at which a
 steering loop with half a second of delay becomes unstable.
 
+Where lane changes are asked for, "the lane" is both lanes for `max_lane_change_time` seconds from
+the pulse on, the old one before and the new one after. So leaving without a pulse, being late,
+turning back, and crossing a line on the far side all count as leaving the lane. And, on the whole
+drive,
+
+4. it is comfortable: speed times yaw rate is at most `max_lateral_acceleration`, and its change
+   over 0.6 s at most `max_lateral_jerk` a second. The figures are those of UN Regulation 79 for
+   systems that steer passenger cars: 3 m/s^2, and 5 m/s^3 as a moving average of half a second.
+
+Other cars are there to be driven around: 5. the car's box meets none of theirs.
+
 It does not know how the drive came about, nor what the road looked like.
 """
 
@@ -29,6 +40,8 @@ from drive_envs.scenarios import Thresholds
 
 Series = Float[np.ndarray, " time"]
 
+JERK_WINDOW = 0.6  # s
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figures:
@@ -40,6 +53,8 @@ class Figures:
     num_reversals: int  # of more than the swing, over the oscillation window
     peak_to_peak: float  # m, of d over the oscillation window
     rms_lateral_speed: float  # m/s, of d over the oscillation window
+    max_lateral_acceleration: float  # m/s^2
+    max_lateral_jerk: float  # m/s^3, averaged over 0.6 s
 
 
 def count_reversals(lateral: Series, swing: float) -> int:
@@ -65,44 +80,49 @@ def count_reversals(lateral: Series, swing: float) -> int:
 
 def measure(
     lateral: Series,
+    is_outside: Bool[np.ndarray, " time"],
+    acceleration: Float[np.ndarray, " between"],
     step: float,
-    half_width: float,
     thresholds: Thresholds,
-    is_changing_lane: Bool[np.ndarray, " time"] | None = None,
 ) -> Figures:
     """Measure a drive.
 
     Args:
         lateral: d in metres, one value a `step` (s); the windows are counted from its end.
+        is_outside: where the vehicle centre is beyond an edge of the lane.
+        acceleration: of the vehicle to its left in m/s^2, one value between two of d.
         step: time between two values in seconds.
-        half_width: half the width of the lane in metres.
         thresholds: windows and the swing.
-        is_changing_lane: where d is not held against the lane's edges, because the scenario asked
-            for a lane change; nowhere by default.
     """
-    outside = np.abs(lateral) > half_width
-    if is_changing_lane is not None:
-        outside &= ~is_changing_lane
     end = lateral[-_count(thresholds.centering_window, step) :]
     late = lateral[-_count(thresholds.oscillation_window, step) :]
     speed = np.diff(late) / step
+    span = round(JERK_WINDOW / step)
+    jerk = (acceleration[span:] - acceleration[:-span]) / (span * step)
     return Figures(
         mean_abs_lateral=float(np.abs(end).mean()),
         max_abs_lateral=float(np.abs(lateral).max()),
-        off_lane_time=float(outside.sum() * step),
+        off_lane_time=float(is_outside.sum() * step),
         num_reversals=count_reversals(late, thresholds.swing),
         peak_to_peak=float(np.ptp(late)),
         rms_lateral_speed=float(np.sqrt(np.square(speed).mean())) if len(speed) else 0.0,
+        max_lateral_acceleration=float(np.abs(acceleration).max(initial=0.0)),
+        max_lateral_jerk=float(np.abs(jerk).max(initial=0.0)),
     )
 
 
-def reasons_to_fail(figures: Figures, thresholds: Thresholds) -> tuple[str, ...]:
-    """Return one sentence for each threshold that the drive did not keep; none if it passed."""
+def reasons_to_fail(
+    figures: Figures, thresholds: Thresholds, *, is_lane_change: bool = False
+) -> tuple[str, ...]:
+    """Return one sentence for each threshold that the drive did not keep; none if it passed.
+
+    is_lane_change: whether comfort counts.
+    """
     reasons = []
     if figures.off_lane_time > 0:
         reasons.append(
             f"left the lane for {figures.off_lane_time:.1f} s, "
-            f"{figures.max_abs_lateral:.2f} m from its centre at most"
+            f"{figures.max_abs_lateral:.2f} m from where to be at most"
         )
     if figures.mean_abs_lateral > thresholds.max_mean_lateral:
         reasons.append(
@@ -113,6 +133,17 @@ def reasons_to_fail(figures: Figures, thresholds: Thresholds) -> tuple[str, ...]
         reasons.append(
             f"oscillates: {figures.num_reversals} reversals of more than {thresholds.swing:g} m in "
             f"the last {thresholds.oscillation_window:g} s (at most {thresholds.max_reversals})"
+        )
+    acceleration, jerk = figures.max_lateral_acceleration, figures.max_lateral_jerk
+    if is_lane_change and acceleration > thresholds.max_lateral_acceleration:
+        reasons.append(
+            f"lateral acceleration {acceleration:.1f} m/s^2 "
+            f"(at most {thresholds.max_lateral_acceleration:g})"
+        )
+    if is_lane_change and jerk > thresholds.max_lateral_jerk:
+        reasons.append(
+            f"lateral jerk {jerk:.1f} m/s^3 over {JERK_WINDOW:g} s "
+            f"(at most {thresholds.max_lateral_jerk:g})"
         )
     return tuple(reasons)
 

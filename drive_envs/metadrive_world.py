@@ -5,7 +5,7 @@ Scenes come with a `RoadScene` as their source; poses are MetaDrive's world pose
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -22,10 +22,14 @@ from drive_envs.scenes import Scene
 
 @dataclass(frozen=True, kw_only=True)
 class RoadScene:
-    """A drive on a road of our own, along one of its lanes (0 leftmost)."""
+    """A drive on a road of our own, along one of its lanes (0 leftmost).
+
+    cars: world poses (x, y, yaw) of others, a row a step from the first of the context on.
+    """
 
     road: Road
     lane: int = 0
+    cars: Float[np.ndarray, "row car 3"] | None = field(default=None, compare=False)
 
 
 class MetaDrive:
@@ -38,6 +42,7 @@ class MetaDrive:
         self, width: int = 128, height: int = 64, *, region: int = 512, supersampling: int = 2
     ) -> None:
         self.cameras = cameras(width, height)
+        self._cars: np.ndarray | None = None
         self.renderer = MetaDriveRenderer(self.cameras, region=region, supersampling=supersampling)
 
     def reset(self, scenes: Sequence[Scene]) -> None:
@@ -51,17 +56,17 @@ class MetaDrive:
             kind = type(source).__name__
             raise ValueError(f"MetaDrive needs scenes with a RoadScene as source, got a {kind}")
         self.renderer.load(source.road)
+        self._cars = source.cars
 
     def render(
         self, poses: Float[Tensor, "1 3"], step: int, active: Bool[Tensor, "1"]
     ) -> dict[str, np.ndarray]:
-        """Return uint8 (1, 3, H, W) images of each camera; black when the scene is not active.
-
-        `step` is not used: nothing moves here by itself.
-        """
+        """Return uint8 (1, 3, H, W) images of each camera; black when the scene is not active."""
         if not bool(active[0]):
             blank = {name: (1, 3, c.height, c.width) for name, c in self.cameras.items()}
             return {name: np.zeros(shape, np.uint8) for name, shape in blank.items()}
+        if self._cars is not None:
+            self.renderer.place({"s": self._cars[NUM_PAST + step]})
         x, y, yaw = (float(value) for value in poses[0])
         frames = self.renderer.render(x, y, yaw)
         return {name: frame.image[None] for name, frame in frames.items()}

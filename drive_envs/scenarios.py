@@ -1,9 +1,9 @@
 """Closed-loop scenarios as data: where a drive begins, on which road, and what counts as passed.
 
-A scenario file is a YAML list; `data/lane_centering.yaml` is the shipped one and documents every
-key. Lengths are metres, speeds m/s, times seconds; offsets, directions and headings are positive
-LEFT, headings are in degrees because people write them. Stations count along the lane's centre
-from the beginning of the road, lanes from 0 at the left.
+A scenario file is a YAML list; two are shipped, `data/lane_centering.yaml`, which documents every
+key, and `data/lane_change.yaml`. Lengths are metres, speeds m/s, times seconds; offsets,
+directions and headings are positive LEFT, headings are in degrees because people write them.
+Stations count along the lane's centre from the beginning of the road, lanes from 0 at the left.
 
 It does not know how a scenario is driven or judged: see `drive_actors.scoring` and
 `drive_actors.verdict`.
@@ -19,7 +19,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import yaml
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 
 from drive_envs.centerline import Centerline
 from drive_envs.roads import Block, Road, lane_centerline
@@ -30,6 +30,7 @@ SIGHT = 30.0  # m of road that must lie ahead at the end
 Times = Float[np.ndarray, " time"]
 
 SIDES = {"left": 1, "right": -1}
+SHIPPED = ("lane_centering", "lane_change")
 
 
 class ScenarioError(ValueError):
@@ -43,6 +44,9 @@ class Thresholds:
     max_mean_lateral (m): of |d| over the last `centering_window` (s).
     max_reversals: of the lateral movement, by more than `swing` (m), over the last
     `oscillation_window` (s).
+    Where lane changes are asked for: max_lane_change_time (s) from the pulse until the car is in
+    the new lane for good; max_lateral_acceleration (m/s^2) and max_lateral_jerk (m/s^3, averaged
+    over 0.6 s) of the whole drive.
     """
 
     centering_window: float = 3.0
@@ -50,11 +54,14 @@ class Thresholds:
     oscillation_window: float = 8.0
     swing: float = 0.2
     max_reversals: int = 2
+    max_lane_change_time: float = 8.0
+    max_lateral_acceleration: float = 3.0
+    max_lateral_jerk: float = 5.0
 
     def __post_init__(self) -> None:
-        for name in ("centering_window", "max_mean_lateral", "oscillation_window", "swing"):
-            if getattr(self, name) <= 0:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name, value in vars(self).items():
+            if name != "max_reversals" and value <= 0:
+                raise ValueError(f"{name} must be positive, got {value}")
         if self.max_reversals < 0:
             raise ValueError(f"max_reversals must be 0 or more, got {self.max_reversals}")
 
@@ -68,6 +75,22 @@ class Pulse:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Car:
+    """Another car, `gap` m ahead of ours at the start (behind when negative), at constant speed.
+
+    lane counts from 0 at the left; gap is from centre to centre, along our first lane; speed m/s.
+    """
+
+    lane: int
+    gap: float
+    speed: float
+
+    def __post_init__(self) -> None:
+        if self.speed < 0:
+            raise ValueError(f"a car's speed must be 0 or more, got {self.speed}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scenario:
     """One closed-loop drive at constant speed.
 
@@ -75,7 +98,7 @@ class Scenario:
     lateral_offset (m) and heading_offset_deg: of the start against the lane's centre, left +.
     speed (m/s), duration (s). desire: lane changes asked for, in order of time, none for lane
     centering; a change takes `lane_change_time` (s), after which the new lane is the one to keep.
-    seed: of the vehicle's noise.
+    cars: others, which keep their lane and speed whatever ours does. seed: of the vehicle's noise.
     """
 
     name: str
@@ -88,6 +111,7 @@ class Scenario:
     duration: float = 12.0
     desire: tuple[Pulse, ...] = ()
     lane_change_time: float = 5.0
+    cars: tuple[Car, ...] = ()
     thresholds: Thresholds = field(default_factory=Thresholds)
     seed: int = 0
 
@@ -97,11 +121,17 @@ class Scenario:
         for name in ("speed", "duration", "lane_change_time"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for lane in self.lanes:
+        for lane in (*self.lanes, *(car.lane for car in self.cars)):
             if not 0 <= lane < self.road.lane_count:
                 raise ValueError(
                     f"lane {lane} does not exist, the road has lanes 0 to "
-                    f"{self.road.lane_count - 1} (desire pulses included)"
+                    f"{self.road.lane_count - 1} (desire pulses and cars included)"
+                )
+        for pulse in self.desire:
+            if not 0 <= pulse.time < self.duration:
+                raise ValueError(
+                    f"a desire at {pulse.time:g} s is not within the {self.duration:g} s that the "
+                    "drive takes"
                 )
         if self.station < CONTEXT * self.speed:
             raise ValueError(
@@ -114,6 +144,15 @@ class Scenario:
                 f"the lane is {length:.0f} m long, but the drive needs {needed:.0f} m "
                 f"(with {SIGHT:g} m in sight at its end): add a straight or a longer curve"
             )
+
+        for car in self.cars:
+            ends = np.array([-CONTEXT, self.duration])
+            first, last = self.station + car.gap + car.speed * ends
+            if first < 0 or last > length:
+                raise ValueError(
+                    f"the car {car.gap:g} m ahead drives from {first:.0f} to {last:.0f} m, but the "
+                    f"lane is {length:.0f} m long: change its gap or speed"
+                )
 
     @property
     def line(self) -> Centerline:
@@ -142,12 +181,27 @@ class Scenario:
             rate += side * 30 * (x * (1 - x)) ** 2 / self.lane_change_time
         return offset, rate
 
-    def is_changing_lane(self, time: Times) -> Bool[np.ndarray, " time"]:
-        """Tell at which times (s) a lane change that was asked for may be under way."""
-        changing = np.zeros(time.shape, bool)
-        for pulse in self.desire:
-            changing |= (time >= pulse.time) & (time <= pulse.time + self.lane_change_time)
-        return changing
+    def edges(self, time: Times) -> tuple[Times, Times]:
+        """Return the right and the left edge of where to be at all, in metres left of `line`.
+
+        That is the lane to keep; from a pulse on and for `max_lane_change_time` it is both lanes.
+        """
+        centres = self.road.lane_width * (self.lane - np.array(self.lanes))[:, None]
+        pulses = np.array([pulse.time for pulse in self.desire])
+        begin = np.array([-np.inf, *pulses])[:, None]
+        end = np.array([*(pulses + self.thresholds.max_lane_change_time), np.inf])[:, None]
+        may_be = (time >= begin) & (time <= end)
+        right = np.where(may_be, centres, np.inf).min(axis=0) - self.road.lane_width / 2
+        left = np.where(may_be, centres, -np.inf).max(axis=0) + self.road.lane_width / 2
+        return right, left
+
+    def car_poses(self, time: Times) -> Float[np.ndarray, "time car 3"]:
+        """Return the world poses (x, y, yaw) of the other cars."""
+        poses = np.empty((len(time), len(self.cars), 3))
+        for index, car in enumerate(self.cars):
+            s = self.station + car.gap + car.speed * time
+            poses[:, index] = self.line.poses(s, self.road.lane_width * (self.lane - car.lane))
+        return poses
 
     def target_poses(self, time: Times) -> Float[np.ndarray, "time 3"]:
         """Return the world poses (x, y, yaw) of a drive that makes no error; time in s."""
@@ -157,19 +211,21 @@ class Scenario:
         poses[:, 2] += np.arctan2(rate, self.speed * (1 - self.line.curvature(s) * offset))
         return poses
 
-    def lateral(self, time: Times, positions: Float[np.ndarray, "time 2"]) -> Times:
-        """Return how far left of the target world positions are, in metres."""
-        return self.line.locate(positions)[1] - self.target_offset(time)[0]
+
+def shipped_path(name: str = SHIPPED[0]) -> Path:
+    """Return a list that comes with the package: 24 of lane centering or 20 of lane changes."""
+    return Path(str(files("drive_envs") / "data" / f"{name}.yaml"))
 
 
-def shipped_path() -> Path:
-    """Return the 24 lane-centering scenarios that come with the package."""
-    return Path(str(files("drive_envs") / "data" / "lane_centering.yaml"))
+def find_scenarios(given: Path | None) -> Path:
+    """Return the file that is meant: a path, the name of a shipped list, or None for the first."""
+    name = SHIPPED[0] if given is None else str(given)
+    return shipped_path(name) if name in SHIPPED else Path(name)
 
 
 def load_scenarios(path: Path | None = None) -> tuple[Scenario, ...]:
-    """Read a scenario file, the shipped one without `path`; ScenarioError says what is wrong."""
-    path = path or shipped_path()
+    """Read a scenario file, see `find_scenarios`; ScenarioError says what is wrong."""
+    path = find_scenarios(path)
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -201,7 +257,7 @@ def _scenario(entry: Any, where: str) -> Scenario:
     _check_keys(entry, {*fields, *lanes}, where)
     if missing := [name for name in ("name", "road", "station", "speed") if name not in entry]:
         raise ScenarioError(f"{where}: {', '.join(missing)} missing")
-    plain = entry.keys() & (fields.keys() - {"road", "desire", "thresholds"})
+    plain = entry.keys() & (fields.keys() - {"road", "desire", "cars", "thresholds"})
     values = {name: _typed(entry, fields[name], where) for name in plain}
     road = {name: _typed(entry, lanes[name], where) for name in entry.keys() & lanes.keys()}
     try:
@@ -209,6 +265,8 @@ def _scenario(entry: Any, where: str) -> Scenario:
         values["road"] = Road(blocks=tuple(_block(b, f"{where}: road") for b in blocks), **road)
         pulses = _list(entry.get("desire", []), f"{where}: desire")
         values["desire"] = tuple(_record(Pulse, p, f"{where}: desire") for p in pulses)
+        cars = _list(entry.get("cars", []), f"{where}: cars")
+        values["cars"] = tuple(_record(Car, c, f"{where}: cars") for c in cars)
         limits = entry.get("thresholds", {})
         values["thresholds"] = _record(Thresholds, limits, f"{where}: thresholds")
         return Scenario(**values)

@@ -10,8 +10,13 @@ HALF_WIDTH = 1.75
 LIMITS = Thresholds()
 
 
+def figures_of(lateral, limits=LIMITS, acceleration=None):
+    acceleration = np.zeros(len(lateral) - 1) if acceleration is None else acceleration
+    return measure(lateral, np.abs(lateral) > HALF_WIDTH, acceleration, STEP, limits)
+
+
 def reasons(lateral):
-    return reasons_to_fail(measure(lateral, STEP, HALF_WIDTH, LIMITS), LIMITS)
+    return reasons_to_fail(figures_of(lateral), LIMITS)
 
 
 @pytest.mark.parametrize(
@@ -64,12 +69,26 @@ def test_reversals_by_definition():
 def test_figures_by_hand():
     lateral = np.array([2.0, 2.0, 1.0, 0.0, -0.5, 0.5, 0.5])
     limits = Thresholds(centering_window=0.4, oscillation_window=1.0)
-    figures = measure(lateral, STEP, HALF_WIDTH, limits)
+    figures = figures_of(lateral, limits)
     assert figures.mean_abs_lateral == pytest.approx(0.5)
     assert figures.max_abs_lateral == 2.0
     assert figures.off_lane_time == pytest.approx(0.4)
     assert figures.peak_to_peak == pytest.approx(2.5)
     assert figures.num_reversals == 1
     assert figures.rms_lateral_speed == pytest.approx(np.sqrt((25 + 25 + 6.25 + 25) / 5))
-    changing = np.arange(7) < 2
-    assert measure(lateral, STEP, HALF_WIDTH, limits, changing).off_lane_time == 0
+    assert measure(lateral, lateral > 3, np.zeros(6), STEP, limits).off_lane_time == 0
+
+
+def test_comfort_counts_where_a_lane_change_is_asked_for():
+    jump = np.repeat([0.0, 3.1], 30)
+    figures = figures_of(0 * TIME, acceleration=jump)
+    assert figures.max_lateral_acceleration == pytest.approx(3.1)
+    assert figures.max_lateral_jerk == pytest.approx(3.1 / 0.6)
+    assert reasons_to_fail(figures, LIMITS) == ()
+    why = reasons_to_fail(figures, LIMITS, is_lane_change=True)
+    assert why == (
+        "lateral acceleration 3.1 m/s^2 (at most 3)",
+        "lateral jerk 5.2 m/s^3 over 0.6 s (at most 5)",
+    )
+    slow = figures_of(0 * TIME, acceleration=np.linspace(-2.9, 2.9, 60))
+    assert reasons_to_fail(slow, LIMITS, is_lane_change=True) == ()

@@ -179,6 +179,15 @@ def test_the_world_shows_one_road_scene(renderer):
         again = world.render(path.poses[9:10], 5, torch.tensor([True]))
         np.testing.assert_array_equal(images["narrow"], again["narrow"])
         assert not world.render(path.poses[9:10], 5, torch.tensor([False]))["narrow"].any()
+        ahead = path.poses[9:].numpy() + np.array([15.0, 0, 0])
+        source = RoadScene(road=ROAD, lane=1, cars=ahead[[0] * 9 + [*range(21)], None])
+        world.reset([replace(scene, source=source)])
+        near, far = (world.render(path.poses[9:10], i, torch.tensor([True])) for i in (0, 20))
+        changed = [(now["narrow"] != images["narrow"]).mean() for now in (near, far)]
+        assert 0.002 < 2 * changed[1] < changed[0]  # the car drives away from where we look
+        world.reset([scene])
+        again = world.render(path.poses[9:10], 0, torch.tensor([True]))
+        np.testing.assert_array_equal(images["narrow"], again["narrow"])
         with pytest.raises(ValueError, match="one scene a process, got 2"):
             world.reset([scene, scene])
         with pytest.raises(ValueError, match="RoadScene as source, got a str"):

@@ -1,13 +1,23 @@
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
 
 from drive_envs.roads import Block, Road
-from drive_envs.scenarios import Pulse, Scenario, ScenarioError, load_scenarios
+from drive_envs.scenarios import (
+    Car,
+    Pulse,
+    Scenario,
+    ScenarioError,
+    Thresholds,
+    load_scenarios,
+    shipped_path,
+)
 
 SHIPPED = load_scenarios()
+CHANGES = load_scenarios(Path("lane_change"))
 
 ENTRY = {"name": "mine", "road": [{"straight": 300}], "station": 40, "speed": 10}
 
@@ -50,6 +60,38 @@ def test_a_shipped_scenario_is_fair(scenario):
     assert not in_curve.any() or in_curve.mean() > 0.6
     assert abs(scenario.lateral_offset) < scenario.road.lane_width / 2
     assert not scenario.desire
+
+
+def test_the_lane_changes_are_balanced_and_varied():
+    assert len(CHANGES) == 20
+    assert load_scenarios(shipped_path("lane_change")) == CHANGES
+    assert [len(scenario.desire) for scenario in CHANGES] == [1] * 20
+    sides = [scenario.desire[0].direction for scenario in CHANGES]
+    assert sides.count("left") == 10
+    assert [len(scenario.cars) for scenario in CHANGES].count(1) == 10
+    for scenario in CHANGES:
+        for car in scenario.cars:  # in the lane that is left, and hit by whoever stays
+            assert car.lane == scenario.lane
+            assert car.gap + (car.speed - scenario.speed) * scenario.duration < 0
+    turns = [np.sign(curvature(scenario).mean()) for scenario in CHANGES]
+    assert [turns.count(sign) for sign in (1, -1, 0)] == [6, 6, 8]
+    ways = {(turn, side) for turn, side in zip(turns, sides, strict=True)}
+    assert len(ways) == 6
+    assert {min(s.speed for s in CHANGES), max(s.speed for s in CHANGES)} == {8, 28}
+    assert len({scenario.seed for scenario in [*SHIPPED, *CHANGES]}) == 44
+    roads = {scenario.road.fingerprint() for scenario in SHIPPED}
+    assert not roads & {scenario.road.fingerprint() for scenario in CHANGES}
+
+
+@pytest.mark.parametrize("scenario", CHANGES, ids=lambda scenario: scenario.name)
+def test_a_lane_change_is_fair(scenario):
+    assert (np.abs(curvature(scenario)) * scenario.speed**2).max() <= 1.4
+    late = scenario.desire[0].time + scenario.thresholds.max_lane_change_time
+    assert late <= scenario.duration - 2
+    assert 2 * scenario.road.extent <= 512
+    offset, _ = scenario.target_offset(np.arange(0, scenario.duration, 0.2))
+    right, left = scenario.edges(np.arange(0, scenario.duration, 0.2))
+    assert ((right < offset) & (offset < left)).all()
 
 
 def test_defaults_are_what_the_shipped_file_says(tmp_path):
@@ -98,6 +140,7 @@ def test_every_key_is_read(tmp_path):
         ({"desire": [{"time": 2, "direction": "left"}]}, "lane -1 does not exist"),
         ({"desire": [{"time": 2, "direction": "up"}]}, "should be left or right, got 'up'"),
         ({"desire": [{"time": 2}]}, "direction missing"),
+        ({"lane": 1, "desire": [{"time": 12, "direction": "left"}]}, "not within the 12 s that"),
         ({"station": 10}, "need 20 m of road behind the start"),
         ({"road": [{"straight": 100}]}, "the lane is 130 m long, but the drive needs 190 m"),
         ({"road": [{"bend": 100}]}, "unknown key 'bend'"),
@@ -105,6 +148,9 @@ def test_every_key_is_read(tmp_path):
         ({"road": [{"curve": {"radius": 10, "angle": 90, "direction": "left"}}]}, "radius of more"),
         ({"road": [{"curve": {"radius": 99}}]}, "curve: angle, direction missing"),
         ({"thresholds": {"swing": 0}}, "swing must be positive"),
+        ({"cars": [{"lane": 2, "gap": 30, "speed": 8}]}, "lane 2 does not exist"),
+        ({"cars": [{"lane": 1, "gap": 300, "speed": 8}]}, "300 m ahead drives from 324 to 436 m"),
+        ({"cars": [{"lane": 1, "gap": 30, "speed": -1}]}, "a car's speed must be 0 or more"),
         ({"name": "a/b"}, "name must be one word"),
     ],
 )
@@ -154,13 +200,45 @@ def test_the_target_has_no_lateral_error_and_is_smooth(tmp_path):
     )
     time = np.arange(0, 12.0, 0.01)
     poses = scenario.target_poses(time)
-    np.testing.assert_allclose(scenario.lateral(time, poses[:, :2]), 0, atol=1e-9)
     offset, rate = scenario.target_offset(time)
+    np.testing.assert_allclose(scenario.line.locate(poses[:, :2])[1], offset, atol=1e-9)
     assert offset[[0, 600, -1]] == pytest.approx([0, 3.5, 0], abs=1e-6)
     np.testing.assert_allclose(np.gradient(offset, time)[1:-1], rate[1:-1], atol=2e-3)
     heading = np.unwrap(np.arctan2(*np.gradient(poses[:, :2], time, axis=0).T[::-1]))
     np.testing.assert_allclose(heading[1:-1], np.unwrap(poses[1:-1, 2]), atol=2e-3)
-    changing = scenario.is_changing_lane(time)
-    assert not changing[[0, 601]].any()
-    assert changing[[100, 600, 700, 1199]].all()
     assert replace(scenario, desire=()).target_offset(time)[0].max() == 0
+
+
+def test_edges_are_those_of_both_lanes_while_a_change_may_last():
+    scenario = Scenario(
+        name="change",
+        road=Road(blocks=(Block(kind="S", length=300.0),), lane_count=3),
+        lane=2,
+        station=35.0,
+        speed=10.0,
+        desire=(Pulse(time=1.0, direction="left"), Pulse(time=6.0, direction="left")),
+        thresholds=Thresholds(max_lane_change_time=4.0),
+    )
+    right, left = scenario.edges(np.array([0.0, 0.9, 1.0, 5.0, 5.1, 6.0, 10.0, 10.1]))
+    assert right.tolist() == [-1.75, -1.75, -1.75, -1.75, 1.75, 1.75, 1.75, 5.25]
+    assert left.tolist() == [1.75, 1.75, 5.25, 5.25, 5.25, 8.75, 8.75, 8.75]
+    kept = replace(scenario, desire=()).edges(np.zeros(3))
+    assert [edge.tolist() for edge in kept] == [[-1.75] * 3, [1.75] * 3]
+
+
+def test_other_cars_keep_their_lane_and_speed():
+    curve = Block(kind="C", length=200.0, radius=120.0, angle_deg=90.0, turn="right")
+    scenario = Scenario(
+        name="cars",
+        road=Road(blocks=(curve,), lane_count=2),
+        lane=0,
+        station=40.0,
+        speed=12.0,
+        cars=(Car(lane=1, gap=25.0, speed=10.0), Car(lane=0, gap=-10.0, speed=8.0)),
+    )
+    time = np.array([-2.0, 0.0, 5.0])
+    for index, (side, ahead, speed) in enumerate([(-3.5, 65, 10), (0, 30, 8)]):
+        s, offset = scenario.line.locate(scenario.car_poses(time)[:, index, :2])
+        np.testing.assert_allclose(offset, side, atol=1e-6)
+        np.testing.assert_allclose(s, ahead + speed * time, atol=1e-6)
+    assert replace(scenario, cars=()).car_poses(time).shape == (3, 0, 3)
