@@ -73,6 +73,12 @@ JOBS = {
         runs=("lane_centering",),
         summary="score a policy in closed loop in MetaDrive",
     ),
+    "stress-policy": Job(
+        module="cluster.stress_policy",
+        schema="StressPolicyRun",
+        runs=("stress",),
+        summary="score a policy under other light, weather, cameras and cars",
+    ),
     "probe-policy": Job(
         module="cluster.probe_policy",
         schema="ProbePolicyRun",

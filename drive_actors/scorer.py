@@ -11,8 +11,10 @@ from drive_actors.policy_file import load_policy
 from drive_actors.scoring import Drive, Noise, Result, drive, judge
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.blank import Blank
+from drive_envs.conditions import CLEAR, Conditions
 from drive_envs.metadrive_world import MetaDrive
 from drive_envs.scenarios import Scenario
+from drive_envs.vehicle import preset
 from drive_envs.world import World
 
 WhenToDraw = Literal["never", "failed", "always"]
@@ -39,14 +41,17 @@ class Scorer:
         self.noise: Noise = noise
         self.world: World | None = None
 
-    def score(self, driver: str, scenario: Scenario, film: WhenToDraw) -> Scored:
+    def score(
+        self, driver: str, scenario: Scenario, film: WhenToDraw, conditions: Conditions = CLEAR
+    ) -> Scored:
         """Drive and judge one scenario."""
         if self.world is None:
             make = MetaDrive if self.is_rendered else Blank
             self.world = make(self.width, self.height)
-        driven = drive(
-            driver_of(driver), scenario, self.world, self.noise, with_views=film != "never"
-        )
+        if isinstance(self.world, MetaDrive):
+            self.world.conditions = conditions
+        car = conditions.vehicle(preset(self.noise))
+        driven = drive(driver_of(driver), scenario, self.world, car, with_views=film != "never")
         result = judge(scenario, driven)
         is_filmed = film == "always" or (film == "failed" and not result.passed)
         return Scored(result=result, filmed=driven if is_filmed else None)

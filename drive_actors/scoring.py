@@ -27,7 +27,7 @@ from drive_envs.plan import STEP, TIMES
 from drive_envs.scenarios import Scenario
 from drive_envs.scenes import Scene
 from drive_envs.traffic import CAR_LENGTH, CAR_WIDTH
-from drive_envs.vehicle import preset
+from drive_envs.vehicle import VehicleConfig, preset
 from drive_envs.world import World
 
 Noise = Literal["plain", "realistic"]
@@ -110,11 +110,16 @@ def scene_of(scenario: Scenario) -> Scene:
 
 
 def drive(
-    driver: Driver, scenario: Scenario, world: World, noise: Noise, *, with_views: bool = False
+    driver: Driver,
+    scenario: Scenario,
+    world: World,
+    vehicle: VehicleConfig,
+    *,
+    with_views: bool = False,
 ) -> Drive:
     """Drive a scenario to its end, or until the car is more than 4 m off."""
     camera = world.cameras["narrow"]
-    config = EnvConfig(width=camera.width, height=camera.height, vehicle=preset(noise))
+    config = EnvConfig(width=camera.width, height=camera.height, vehicle=vehicle)
     scene = scene_of(scenario)
     env = DrivingVectorEnv(world, lambda rng: scene, config, num_envs=1)
     begin = perf_counter()
@@ -204,4 +209,5 @@ def score(
     driver: Driver, scenarios: Iterable[Scenario], world: World, noise: Noise = "plain"
 ) -> list[Result]:
     """Drive scenarios one after the other in this process and judge them."""
-    return [judge(scenario, drive(driver, scenario, world, noise)) for scenario in scenarios]
+    car = preset(noise)
+    return [judge(scenario, drive(driver, scenario, world, car)) for scenario in scenarios]

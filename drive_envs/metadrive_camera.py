@@ -54,6 +54,11 @@ class MetaDriveCamera(BaseCamera):
         )
         self.lens.setNearFar(NEAR, FAR)
 
+    def mount(self, camera: Camera) -> None:
+        """Become another camera of the same size and centre; `pose` and render show it."""
+        self.camera = camera
+        self.lens.setFocalLength(camera.focal)
+
     def pose(self, x: float, y: float, yaw: float) -> None:
         """Put the camera where it is on a car at a world pose (m, m, rad)."""
         engine: Any = self.engine

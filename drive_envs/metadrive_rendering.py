@@ -111,6 +111,12 @@ class MetaDriveRenderer:
                 vehicle.set_position((x, y))
                 vehicle.set_heading_theta(yaw)
 
+    def mount(self, cameras: Mapping[str, Camera]) -> None:
+        """Look through cameras of the same sizes and centres, once a road is loaded."""
+        self.cameras = dict(cameras)
+        for name, camera in cameras.items():
+            self._env.engine.sensors[name].mount(camera)
+
     def render(self, x: float, y: float, yaw: float) -> dict[str, Frame]:
         """Look from a world pose on the loaded road and return a frame for each camera."""
         assert self._road is not None

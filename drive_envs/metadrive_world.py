@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from drive_envs.camera import cameras
+from drive_envs.conditions import CLEAR
 from drive_envs.metadrive_rendering import MetaDriveRenderer
 from drive_envs.path import NUM_PAST, RecordedPath
 from drive_envs.plan import STEP
@@ -35,7 +36,9 @@ class RoadScene:
 class MetaDrive:
     """The World that MetaDrive is. Images are `width` x `height`; ValueError as the renderer's.
 
-    `region` (512 or 1024 m) limits how large roads may be; see `MetaDriveRenderer`.
+    `region` (512 or 1024 m) limits how large roads may be; see `MetaDriveRenderer`. What is seen is
+    subject to `conditions`, which may be set before a scene begins; `cameras` are what the driver
+    thinks they are.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class MetaDrive:
     ) -> None:
         self.cameras = cameras(width, height)
         self._cars: np.ndarray | None = None
+        self.conditions = CLEAR
         self.renderer = MetaDriveRenderer(self.cameras, region=region, supersampling=supersampling)
 
     def reset(self, scenes: Sequence[Scene]) -> None:
@@ -56,6 +60,8 @@ class MetaDrive:
             kind = type(source).__name__
             raise ValueError(f"MetaDrive needs scenes with a RoadScene as source, got a {kind}")
         self.renderer.load(source.road)
+        mounted = {name: self.conditions.mounted(camera) for name, camera in self.cameras.items()}
+        self.renderer.mount(mounted)
         self._cars = source.cars
 
     def render(
@@ -69,7 +75,12 @@ class MetaDrive:
             self.renderer.place({"s": self._cars[NUM_PAST + step]})
         x, y, yaw = (float(value) for value in poses[0])
         frames = self.renderer.render(x, y, yaw)
-        return {name: frame.image[None] for name, frame in frames.items()}
+        return {
+            name: self.conditions.seen(
+                frame.image, frame.depth, self.renderer.cameras[name], poses[0].numpy(), step
+            )[None]
+            for name, frame in frames.items()
+        }
 
     def close(self) -> None:
         """End MetaDrive."""
