@@ -245,7 +245,7 @@ def policy_config(point: Point) -> PolicyConfig:
     return PolicyConfig(
         width=point["width"],
         height=point["height"],
-        channels=(4, 4, 4, 4),
+        channels=(4, 4, 4),
         num_features=32,
         bottleneck_bits=None,
         sky=(0.96, 0.96),

@@ -53,7 +53,7 @@ class PolicyConfig:
     width: int = 128
     height: int = 64
     encoder: EncoderKind = Convolutional()
-    channels: tuple[int, int, int, int] = (16, 32, 48, 64)
+    channels: tuple[int, int, int] = (32, 48, 64)
     num_features: int = 512
     bottleneck_bits: float | None = 700.0
     sky: tuple[float, float] = (0.125, 0.5)
@@ -249,28 +249,44 @@ class Policy(nn.Module):
         """Run over a rollout of (9 + T) frames as the actor did, with leading (T, batch).
 
         `habit` (batch, dim) is one for each scene, see `forward`.
-        Every image is encoded once. Where `needed` (`Rollout.needed_frames`) is False a frame is
-        not encoded at all; outputs that depend on it are finite and mean nothing.
+        Every image is encoded once, the nine of the context without a gradient: a third of all
+        frames, which no step looks at for itself, and the encoders learn from the others. Where
+        `needed` (`Rollout.needed_frames`) is False a frame is not encoded at all; outputs that
+        depend on it are finite and mean nothing.
         """
-        num_frames, batch = observation["speed"].shape[:2]
-        flat = {key: value.flatten(0, 1) for key, value in observation.items()}
-        flat_noise = None if noise is None else noise.flatten(0, 1)
-        if needed is None:
-            tokens = self.tokens(flat, flat_noise)
-        else:
-            rows = needed.flatten().nonzero().squeeze(-1)
-            some = self.tokens(
-                {key: value[rows] for key, value in flat.items()},
-                None if flat_noise is None else flat_noise[rows],
-            )
-            tokens = some.new_zeros(num_frames * batch, some.shape[-1]).index_copy(0, rows, some)
-        windows = tokens.unflatten(0, (num_frames, batch)).unfold(0, NUM_FRAMES, 1)
+        batch = observation["speed"].shape[1]
+        with torch.no_grad():
+            context = self.encoded(slice(NUM_CONTEXT), observation, noise, needed)
+        acted = self.encoded(slice(NUM_CONTEXT, None), observation, noise, needed)
+        tokens = torch.cat([context, acted])
+        windows = tokens.unfold(0, NUM_FRAMES, 1)
         output = self(
             rearrange(windows, "t b d c -> (t b) c d"),
             observation["speed"][NUM_CONTEXT:].flatten(0, 1),
             None if habit is None else habit.repeat(len(windows), 1),
         )
         return unflatten(output, batch)
+
+    def encoded(
+        self,
+        frames: slice,
+        observation: Observation,
+        noise: Float[Tensor, "frame batch features"] | None,
+        needed: Bool[Tensor, "frame batch"] | None,
+    ) -> Float[Tensor, "some batch dim"]:
+        """Turn some frames of a rollout into tokens, zero where they are not needed."""
+        some = {key: value[frames].flatten(0, 1) for key, value in observation.items()}
+        some_noise = None if noise is None else noise[frames].flatten(0, 1)
+        shape = observation["speed"][frames].shape[:2]
+        if needed is None:
+            return self.tokens(some, some_noise).unflatten(0, shape)
+        rows = needed[frames].flatten().nonzero().squeeze(-1)
+        tokens = self.tokens(
+            {key: value[rows] for key, value in some.items()},
+            None if some_noise is None else some_noise[rows],
+        )
+        everywhere = tokens.new_zeros(shape.numel(), tokens.shape[-1])
+        return everywhere.index_copy(0, rows, tokens).unflatten(0, shape)
 
 
 def fresh_policy(config: PolicyConfig) -> Policy:

@@ -130,7 +130,7 @@ def road_pattern(
 
     What is finer than a pixel's length on the ground, z^2 / (f h), fades away.
     """
-    in_sky = ~np.isfinite(points).all(-1)
+    in_sky = np.logical_not(np.isfinite(points).all(-1))
     mount = camera.ego_from_camera.numpy()
     ego = np.where(in_sky[..., None], 0.0, points) @ mount[:3, :3].T + mount[:3, 3]
     x, y, yaw = pose

@@ -57,9 +57,10 @@ def read(
     is_sharp: bicubically where no windows are averaged.
     """
     count = max(1, PART_PIXELS // image[0, 0].numel()) if image.device.type == "cpu" else len(image)
-    columns = u.flatten(1), v.flatten(1)
-    parts = zip(*(values.split(count) for values in (image, *columns)), strict=True)
-    color = torch.cat([read_part(*part, size, is_sharp=is_sharp) for part in parts])
+    parts = zip(
+        *(values.split(count) for values in (image, u.flatten(1), v.flatten(1))), strict=True
+    )
+    color = torch.cat([read_part(a, b, c, size, is_sharp=is_sharp) for a, b, c in parts])
     return color.view(*color.shape[:2], *u.shape[1:])
 
 

@@ -12,7 +12,7 @@ WIDTH, HEIGHT, SPEED = 32, 16, 10.0
 
 # What makes a training run or a bench tiny: images as above, a small network, few scenes.
 TINY = (
-    "policy={width: 32, height: 16, channels: [4, 4, 8, 8], num_features: 32, bottleneck_bits: 40,"
+    "policy={width: 32, height: 16, channels: [4, 8, 8], num_features: 32, bottleneck_bits: 40,"
     " model_dim: 16, num_heads: 2, num_hypotheses: 2}",
     "env={width: 32, height: 16}",
     "world={width: 32, height: 16, cache_mb: 16}",

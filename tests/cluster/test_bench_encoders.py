@@ -8,7 +8,7 @@ from drive_actors.fastvit import FastVit
 from drive_actors.policy import PolicyConfig
 from drive_envs.precision import autocast
 
-SMALL = PolicyConfig(width=64, height=32, channels=(4, 4, 8, 8))
+SMALL = PolicyConfig(width=64, height=32, channels=(4, 8, 8))
 BOTH = {"small": SMALL, "fastvit": replace(SMALL, encoder=FastVit(stride=8))}
 
 

@@ -13,7 +13,7 @@ from drive_envs.reprojective import ReprojectiveConfig
 from drive_learner.queue import QueueConfig
 
 TRAINING = TrainPolicyRun(
-    policy=PolicyConfig(width=32, height=16, channels=(4, 4, 8, 8), num_features=16, model_dim=16),
+    policy=PolicyConfig(width=32, height=16, channels=(4, 8, 8), num_features=16, model_dim=16),
     env=EnvConfig(width=32, height=16),
     world=ReprojectiveConfig(width=32, height=16),
     queue=QueueConfig(num_sequences=3, sequence_length=4),

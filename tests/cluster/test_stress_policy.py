@@ -42,6 +42,8 @@ def test_everything_is_driven_once_and_a_stopped_run_goes_on(config, tmp_path, m
     day, night = (
         cv2.imread(str(tmp_path / "conditions" / f"{name}.png")) for name in ("clear", "light 0.05")
     )
+    assert day is not None
+    assert night is not None
     assert night.mean() < 0.6 * day.mean()
 
     rows = (tmp_path / "drives.jsonl").read_text().splitlines(keepends=True)

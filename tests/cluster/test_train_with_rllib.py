@@ -43,7 +43,7 @@ def tiny(synthetic, tmp_path_factory):
         policy=PolicyConfig(
             width=WIDTH,
             height=HEIGHT,
-            channels=(4, 4, 8, 8),
+            channels=(4, 8, 8),
             num_features=16,
             bottleneck_bits=20.0,
             model_dim=16,

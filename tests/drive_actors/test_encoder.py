@@ -6,7 +6,7 @@ from drive_actors.encoder import CHUNK, Encoder, normalized
 
 def encoder():
     torch.manual_seed(0)
-    return Encoder(64, 32, (8, 8, 16, 16))
+    return Encoder(64, 32, (8, 16, 16))
 
 
 def images(num, height=32, width=64):
@@ -55,7 +55,7 @@ def test_wrong_image_size_is_refused():
 @torch.no_grad()
 def test_rows_above_the_top_are_not_read():
     torch.manual_seed(0)
-    net = Encoder(64, 32, (8, 8, 16, 16), top=10)
+    net = Encoder(64, 32, (8, 16, 16), top=10)
     batch = images(2)
     above, below = batch.clone(), batch.clone()
     above[:, :, :10] = 0

@@ -9,7 +9,7 @@ from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.plan import NUM_POINTS, SCALE, Hypotheses, best_plan, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
 
-CONFIG = PolicyConfig(width=64, height=32, channels=(8, 8, 16, 16), num_features=64, model_dim=32)
+CONFIG = PolicyConfig(width=64, height=32, channels=(8, 16, 16), num_features=64, model_dim=32)
 TIME, BATCH = 4, 3
 NUM_FRAMES = NUM_CONTEXT + TIME
 
@@ -136,7 +136,7 @@ def test_overfits_one_batch():
         ("context", 11),
         ("model_dim", 30),
         ("bottleneck_bits", 0.0),
-        ("channels", (4, 4, 8, 9)),
+        ("channels", (4, 8, 9)),
         ("num_layers", 0),
     ],
 )

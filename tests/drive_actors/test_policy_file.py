@@ -80,7 +80,7 @@ def test_a_pickle_is_not_opened(folder):
     [
         ("model_dim", 18),
         ("num_heads", "2"),
-        ("channels", [4, 4, 8, "8"]),
+        ("channels", [4, 8, "8"]),
         ("surprise", 1),
         ("encoder", {"kind": "resnet"}),
         ("encoder", {"kind": "fastvit", "model": 8}),

@@ -11,15 +11,17 @@ from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.metadrive_world import RoadScene
 from drive_envs.path import NUM_PAST
 from drive_envs.plan import STEP
-from drive_envs.scenarios import Pulse, load_scenarios
+from drive_envs.scenarios import Car, Pulse, load_scenarios, shipped_path
 from drive_envs.vehicle import preset
 
 SHIPPED = load_scenarios()
+CHANGES = load_scenarios(shipped_path("lane_change"))
 WORLD = Blank(32, 16)
+PLAIN, REALISTIC = preset("plain"), preset("realistic")
 TINY = PolicyConfig(
     width=32,
     height=16,
-    channels=(4, 4, 8, 8),
+    channels=(4, 8, 8),
     num_features=16,
     bottleneck_bits=20.0,
     model_dim=16,
@@ -41,9 +43,9 @@ class WeavingDriver:
         return Decision(action=info["teacher_action"] + np.array([[swing[0], 0]], np.float32))
 
 
-def drive_all(noise, act, seed=0):
-    """Drive all shipped scenarios as one batch, which is fast, and judge them."""
-    scenes = [scene_of(scenario) for scenario in SHIPPED]
+def drive_all(scenarios, noise, act, seed=0):
+    """Drive scenarios as one batch, which is fast."""
+    scenes = [scene_of(scenario) for scenario in scenarios]
     config = EnvConfig(width=32, height=16, vehicle=preset(noise))
     env = DrivingVectorEnv(WORLD, lambda rng: scenes[0], config, num_envs=len(scenes))
     _, info = env.reset(seed=seed, options={"scenes": scenes})
@@ -52,35 +54,61 @@ def drive_all(noise, act, seed=0):
         active.append(info["active"])
         _, _, _, _, info = env.step(act(info))
         poses.append(info["pose"])
-    results = []
-    for index, scenario in enumerate(SHIPPED):
-        track = np.stack(poses)[np.stack(active)[:, index], index]
-        results.append(judge(scenario, Drive(time=STEP * np.arange(len(track)), poses=track)))
-    return results
+    tracks = [np.stack(poses)[np.stack(active)[:, i], i] for i in range(len(scenes))]
+    return [Drive(time=STEP * np.arange(len(track)), poses=track) for track in tracks]
 
 
+def judge_all(scenarios, drives):
+    return [judge(*pair) for pair in zip(scenarios, drives, strict=True)]
+
+
+def teacher(info):
+    return info["teacher_action"]
+
+
+@pytest.mark.parametrize("scenarios", [SHIPPED, CHANGES], ids=["centering", "change"])
 @pytest.mark.parametrize(("noise", "seed"), [("plain", 0), ("realistic", 0), ("realistic", 1)])
-def test_every_shipped_scenario_can_be_passed(noise, seed):
-    results = drive_all(noise, lambda info: info["teacher_action"], seed)
+def test_every_shipped_scenario_can_be_passed(noise, seed, scenarios):
+    results = judge_all(scenarios, drive_all(scenarios, noise, teacher, seed))
     assert {result.scenario: result.reasons for result in results if not result.passed} == {}
 
 
 @pytest.mark.parametrize(("noise", "most"), [("plain", 0), ("realistic", 3)])
 def test_nearly_no_shipped_scenario_is_passed_by_driving_straight_on(noise, most):
-    results = drive_all(noise, lambda info: np.zeros((len(SHIPPED), 2), np.float32))
+    straight = np.zeros((len(SHIPPED), 2), np.float32)
+    results = judge_all(SHIPPED, drive_all(SHIPPED, noise, lambda info: straight))
     assert sum(result.passed for result in results) <= most
     assert all(result.reasons for result in results if not result.passed)
 
 
+def test_a_lane_change_is_not_passed_in_the_old_lane():
+    kept = [replace(scenario, desire=()) for scenario in CHANGES]
+    results = judge_all(CHANGES, drive_all(kept, "plain", teacher))
+    assert all("left the lane" in " ".join(result.reasons) for result in results)
+    hit = [any("hit a car" in reason for reason in result.reasons) for result in results]
+    assert hit == [bool(scenario.cars) for scenario in CHANGES]
+
+
+def test_a_lane_change_is_not_passed_without_its_pulse():
+    early, late = ([moved(scenario, time) for scenario in CHANGES] for time in (0.0, 8.0))
+    results = judge_all(late, drive_all(early, "plain", teacher))
+    assert all("left the lane" in " ".join(result.reasons) for result in results)
+
+
+def moved(scenario, time):
+    """Ask for the lane change at another time."""
+    return replace(scenario, desire=(replace(scenario.desire[0], time=time),))
+
+
 def test_a_weave_fails_for_what_it_is():
-    result = judge(SHIPPED[2], drive(WeavingDriver(), SHIPPED[2], WORLD, "plain"))
+    result = judge(SHIPPED[2], drive(WeavingDriver(), SHIPPED[2], WORLD, PLAIN))
     assert any("oscillates" in reason for reason in result.reasons)
     assert result.figures is not None
     assert result.figures.mean_abs_lateral < 0.5
 
 
 def test_leaving_the_road_ends_the_drive_and_is_said():
-    result = judge(SHIPPED[5], drive(StraightDriver(), SHIPPED[5], WORLD, "plain"))
+    result = judge(SHIPPED[5], drive(StraightDriver(), SHIPPED[5], WORLD, PLAIN))
     assert not result.passed
     assert f"left the road after {result.time[-1]:.1f} s" in result.reasons
     assert abs(result.lateral[-1]) > 4
@@ -88,7 +116,7 @@ def test_leaving_the_road_ends_the_drive_and_is_said():
 
 @pytest.mark.parametrize("scenario", SHIPPED[:12:5], ids=lambda scenario: scenario.name)
 def test_a_drive_begins_as_the_scenario_says(scenario):
-    driven = drive(TeacherDriver(), scenario, WORLD, "plain", with_views=True)
+    driven = drive(TeacherDriver(), scenario, WORLD, PLAIN, with_views=True)
     result = judge(scenario, driven)
     assert result.lateral[0] == pytest.approx(scenario.lateral_offset, abs=1e-6)
     s = scenario.line.locate(driven.poses[:1, :2])[0]
@@ -103,9 +131,9 @@ def test_a_drive_begins_as_the_scenario_says(scenario):
 
 def test_the_same_seed_is_the_same_drive_and_another_is_not():
     scenario = replace(SHIPPED[9], duration=4.0)
-    one, two = (drive(TeacherDriver(), scenario, WORLD, "realistic").poses for _ in range(2))
+    one, two = (drive(TeacherDriver(), scenario, WORLD, REALISTIC).poses for _ in range(2))
     np.testing.assert_array_equal(one, two)
-    other = drive(TeacherDriver(), replace(scenario, seed=99), WORLD, "realistic").poses
+    other = drive(TeacherDriver(), replace(scenario, seed=99), WORLD, REALISTIC).poses
     assert np.abs(one - other).max() > 1e-3
 
 
@@ -118,7 +146,7 @@ def test_a_lane_change_asked_for_is_driven_and_judged():
     )
     scene = scene_of(scenario)
     assert scene.path.desire.nonzero().flatten().tolist() == [NUM_PAST + 10]
-    driven = drive(TeacherDriver(), scenario, WORLD, "plain")
+    driven = drive(TeacherDriver(), scenario, WORLD, PLAIN)
     assert judge(scenario, driven).passed
     assert not judge(replace(scenario, desire=()), driven).passed
     arrived = scenario.line.locate(driven.poses[-1:, :2])[1][0]
@@ -128,9 +156,9 @@ def test_a_lane_change_asked_for_is_driven_and_judged():
 def test_a_policy_drives_the_same_whether_it_drove_before():
     driver = PolicyDriver(Policy(TINY))
     scenario = replace(SHIPPED[3], duration=2.0)
-    first = drive(driver, scenario, WORLD, "plain", with_views=True)
-    drive(driver, SHIPPED[4], WORLD, "plain")
-    again = drive(driver, scenario, WORLD, "plain")
+    first = drive(driver, scenario, WORLD, PLAIN, with_views=True)
+    drive(driver, SHIPPED[4], WORLD, PLAIN)
+    again = drive(driver, scenario, WORLD, PLAIN)
     np.testing.assert_array_equal(first.poses, again.poses)
     assert first.views[0].plan is not None
     assert np.isfinite(first.views[0].plan).all()
@@ -146,5 +174,11 @@ def test_a_score_is_a_result_each_and_a_lost_one_counts_as_failed_with_its_cause
 
 
 def test_the_road_of_a_scene_is_its_source():
-    scenario = SHIPPED[8]
-    assert scene_of(scenario).source == RoadScene(road=scenario.road, lane=scenario.lane)
+    scenario = replace(SHIPPED[8], cars=(Car(lane=0, gap=20.0, speed=9.0),))
+    source = scene_of(scenario).source
+    assert source == RoadScene(road=scenario.road, lane=scenario.lane)
+    assert isinstance(source, RoadScene)
+    assert source.cars is not None
+    time = STEP * (np.arange(len(source.cars)) - NUM_PAST)
+    assert time[-1] == pytest.approx(scenario.duration)
+    np.testing.assert_array_equal(source.cars, scenario.car_poses(time))
