@@ -17,8 +17,9 @@ def test_each_encoder_is_counted_and_timed_both_ways(caplog):
     caplog.set_level("INFO")
     figures = bench_encoders(BOTH, num_images=32, num_repeats=3, precision="fp32", device="cpu")
     assert list(figures) == list(BOTH)
-    convolutions = 3 * 25 * 4 + 4 + 9 * 16 + 4 + 9 * 32 + 8 + 3 * (9 * 64 + 8) + 8 * 4 + 4
-    assert figures["small"]["parameters"] == convolutions
+    stem, strided = 3 * 49 * 4 + 4, 9 * 4 * 8 + 8 + 9 * 8 * 8 + 8
+    residual, last = 9 * 8 * 4 + 4 + 9 * 4 * 8 + 8, 8 * 4 + 4
+    assert figures["small"]["parameters"] == stem + strided + residual + last
     for name, found in figures.items():
         assert 0 < found["forward_ms"] < found["forward_and_backward_ms"]
         assert f"encoder {name}, {found['parameters']} parameters" in caplog.text
