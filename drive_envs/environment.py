@@ -27,10 +27,9 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from drive_envs import reward as rewarding
-from drive_envs.path import NUM_PAST, PathOffset, Paths, gather_paths
+from drive_envs.path import NUM_DESIRES, NUM_PAST, PathOffset, Paths, gather_paths
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import STEP
 from drive_envs.scenes import Scene, SceneSource
@@ -51,7 +50,6 @@ from drive_envs.vehicle import (
 )
 from drive_envs.world import ClosableWorld, PlanningWorld, TimedWorld, World
 
-NUM_DESIRES = 3
 MAX_SPEED = 100.0  # m/s, of the observation space
 Observation = dict[str, np.ndarray]
 
@@ -114,8 +112,8 @@ class DrivingVectorEnv(VectorEnv):
     """A batch of scenes, driven together; see the module.
 
     Observations are dicts of numpy arrays (batch, ...): `narrow`, `wide` uint8 (3, H, W); `speed`
-    m/s (1,); `desire` one-hot (3,), a pulse; `last_action` (2,), as the car took it. Actions are
-    (batch, 2) float32, clipped to the car's limits.
+    m/s (1,); `desire` (3,), as `RecordedPath.told`; `last_action` (2,), as the car took it. Actions
+    are (batch, 2) float32, clipped to the car's limits.
 
     info, of reset and step: `teacher_plan` (batch, 33, 15) SI, `teacher_plan_valid` (batch, 33),
     `teacher_action` (batch, 2), `lateral_error` m and `heading_error` rad (batch,), `pose` (batch,
@@ -300,11 +298,10 @@ class DrivingVectorEnv(VectorEnv):
         if isinstance(self.world, TimedWorld):
             for phase, seconds in self.world.seconds.items():
                 self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
-        desire = one_hot(self._paths.desire[:, row], NUM_DESIRES)
         return {
             **images,
             "speed": speed[:, None].clamp(0.0, MAX_SPEED).float().numpy(),
-            "desire": desire.float().numpy(),
+            "desire": self._paths.told[:, row].float().numpy(),
             "last_action": last_action.float().numpy(),
         }
 

@@ -29,6 +29,9 @@ from drive_envs.vehicle import actions_from_poses
 SLIP_SPEED = 2.0  # m/s, above which the direction of travel is read from the positions
 NUM_PAST = 9  # rows that `Paths` holds before a scene's start
 NUM_BEYOND = 56  # rows after its end: a plan of 10 s and a car with 1 s of latency
+NUM_DESIRES = 3  # none, left, right
+DESIRE_TIME = 6.0  # s that a driver is told of a lane change: as long as people take for one
+NEVER = -1_000_000  # a row long ago
 MIN_METRIC = 0.2  # least 1 - kappa e: closer to the centre of a curve, stations make no sense
 
 
@@ -52,6 +55,22 @@ class RecordedPath:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    @cached_property
+    def told(self) -> Float[Tensor, "num_rows 3"]:
+        """What a driver is told of `desire`: of nothing, of a change to the left, to the right.
+
+        1 on the row of a pulse, and falling to 0 within `DESIRE_TIME`: an indicator that stays on.
+        A driver who remembers two seconds could not tell the rest of a change from an offset to be
+        corrected. The three add up to 1.
+        """
+        rows = torch.arange(len(self))
+        latest = torch.where(self.desire > 0, rows, NEVER).cummax(0).values
+        strength = (1 - (rows - latest) * STEP / DESIRE_TIME).clamp(min=0.0)
+        which = torch.eye(NUM_DESIRES, dtype=torch.float64)[self.desire[latest.clamp(min=0)]]
+        told = which * strength[:, None]
+        told[:, 0] = 1 - told[:, 1:].sum(dim=1)
+        return told
 
     @cached_property
     def curvature(self) -> Float[Tensor, " num_rows"]:
@@ -132,7 +151,7 @@ class Paths:
     """The rows around the start of each scene of a batch; row `NUM_PAST` is where the scene starts.
 
     poses (batch, rows, 3), yaw continuous; station, speed, curvature (batch, rows); valid (batch,
-    rows) False where a row continues the recording; desire (batch, rows) int64.
+    rows) False where a row continues the recording; told (batch, rows, 3), `RecordedPath.told`.
     """
 
     poses: Float[Tensor, "batch num_rows 3"]
@@ -140,7 +159,7 @@ class Paths:
     speed: Float[Tensor, "batch num_rows"]
     curvature: Float[Tensor, "batch num_rows"]
     valid: Bool[Tensor, "batch num_rows"]
-    desire: Int[Tensor, "batch num_rows"]
+    told: Float[Tensor, "batch num_rows 3"]
 
     @cached_property
     def _steps(self) -> Float[Tensor, "batch num_steps 12"]:
@@ -240,9 +259,9 @@ def gather_paths(paths: Sequence[RecordedPath], starts: Sequence[int], num_steps
     """
     num_rows = NUM_PAST + num_steps + NUM_BEYOND
     rows = [_cut(path, start, num_rows) for path, start in zip(paths, starts, strict=True)]
-    poses, station, speed, curvature, valid, desire = map(torch.stack, zip(*rows, strict=True))
+    poses, station, speed, curvature, valid, told = map(torch.stack, zip(*rows, strict=True))
     return Paths(
-        poses=poses, station=station, speed=speed, curvature=curvature, valid=valid, desire=desire
+        poses=poses, station=station, speed=speed, curvature=curvature, valid=valid, told=told
     )
 
 
@@ -266,5 +285,5 @@ def _cut(path: RecordedPath, start: int, num_rows: int) -> tuple[Tensor, ...]:
         speed,
         curvature,
         beyond == 0,
-        torch.where(beyond == 0, path.desire[row], 0),
+        path.told[row],
     )

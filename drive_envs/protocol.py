@@ -25,7 +25,7 @@ class Rollout:
     and over the T acted steps elsewhere: step t acts on frame C + t and leads to frame C + t + 1.
 
     observation: per key (C+T+1, B, ...), as the environment gives them: `narrow`, `wide` uint8
-        (3, H, W); `speed` m/s (1,), `desire` one-hot (3,), `last_action` (2,) float32.
+        (3, H, W); `speed` m/s (1,), `desire` (3,), `last_action` (2,) float32.
     action: command sent to the environment: curvature 1/m, acceleration m/s^2.
     action_normalized, log_prob: the same in the units of `drive_actors.action`, and its log density
         under the policy that acted.

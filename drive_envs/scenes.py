@@ -11,7 +11,7 @@ from itertools import pairwise
 from math import radians
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 
 from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
 from drive_envs.plan import STEP
@@ -59,8 +59,6 @@ class SamplerConfig:
     num_steps: least and most steps to the anchor (PAPER.md section 3: less than 9 s).
     lateral_offset, heading_offset: m, rad; starts are uniform within +- these,
     share_without_offset: except this share of them, which start on the recorded pose.
-    desire_clearance: s after a lane-change pulse within which no scene starts: its context would
-        show a manoeuvre whose cause it does not show.
     mirrored_share: of the scenes, left and right exchanged: twice as many roads and people.
     rows_after: rows that must follow a scene's end: the anchors that a world model is told.
     cached_segments: encoded segments kept in memory, the most recently used.
@@ -70,7 +68,6 @@ class SamplerConfig:
     lateral_offset: float = 1.0
     heading_offset: float = radians(3)
     share_without_offset: float = 0.2
-    desire_clearance: float = 6.0
     mirrored_share: float = 0.0
     rows_after: int = 0
     cached_segments: int = 512
@@ -87,11 +84,10 @@ class SamplerConfig:
             raise ValueError(f"sampler.mirrored_share is {self.mirrored_share}, not within 0..1")
         if not 0 <= self.share_without_offset <= 1:
             raise ValueError(f"sampler.share_without_offset is {self.share_without_offset}")
-        if self.desire_clearance < 0 or self.rows_after < 0 or self.cached_segments < 1:
+        if self.rows_after < 0 or self.cached_segments < 1:
             raise ValueError(
-                f"sampler.desire_clearance is {self.desire_clearance} s, rows_after "
-                f"{self.rows_after} and cached_segments {self.cached_segments}; they must be at "
-                "least 0, 0 and 1"
+                f"sampler.rows_after is {self.rows_after} and cached_segments "
+                f"{self.cached_segments}; they must be at least 0 and 1"
             )
 
 
@@ -111,7 +107,7 @@ class SceneSampler:
         for index in range(len(segments)):
             segment = self._segment(index)
             for rows in stretches(segment):
-                allowed = allowed_starts(segment.desire[rows], self.config)
+                allowed = allowed_starts(rows.stop - rows.start, self.config)
                 if not allowed.any():
                     continue
                 starts += [(len(self._paths), int(row)) for row in np.flatnonzero(allowed)]
@@ -120,8 +116,7 @@ class SceneSampler:
             needed = NUM_PAST + self.config.num_steps[0] + 1 + self.config.rows_after
             raise ValueError(
                 f"no scene can start in {len(segments)} segments: it takes {needed} valid rows "
-                f"{STEP} s apart, clear of lane changes at its start; record longer drives or "
-                "lower sampler.num_steps"
+                f"{STEP} s apart; record longer drives or lower sampler.num_steps"
             )
         self._starts = np.array(starts)
 
@@ -161,13 +156,8 @@ def stretches(segment: Segment) -> Sequence[slice]:
     ]
 
 
-def allowed_starts(
-    desire: Int[np.ndarray, " rows"], config: SamplerConfig
-) -> Bool[np.ndarray, " rows"]:
+def allowed_starts(num_rows: int, config: SamplerConfig) -> Bool[np.ndarray, " rows"]:
     """Tell at which rows of a stretch the shortest scene can start."""
-    rows = np.arange(len(desire))
+    rows = np.arange(num_rows)
     least = config.num_steps[0] + config.rows_after
-    allowed = (rows >= NUM_PAST) & (rows + least < len(rows))
-    for pulse in np.flatnonzero(desire):
-        allowed &= (rows < pulse) | (rows > pulse + config.desire_clearance / STEP)
-    return allowed
+    return (rows >= NUM_PAST) & (rows + least < num_rows)

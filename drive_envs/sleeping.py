@@ -14,7 +14,8 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from drive_envs.environment import NUM_DESIRES, Observation, action_space, observation_space
+from drive_envs.environment import Observation, action_space, observation_space
+from drive_envs.path import NUM_DESIRES
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 from drive_envs.protocol import NUM_CONTEXT
 

@@ -35,8 +35,6 @@ from drive_learner.queue import QueueConfig
 
 log = logging.getLogger(__name__)
 
-NUM_DESIRES = 3
-
 Segments = Sequence[Segment] | SegmentDataset
 
 
@@ -81,7 +79,7 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
     }
     state = {
         "speed": path.speed.float().numpy()[:, None],
-        "desire": np.eye(NUM_DESIRES, dtype=np.float32)[path.desire.numpy()],
+        "desire": path.told.float().numpy(),
         "last_action": np.concatenate([action[:1], action]),
     }
     taken = action[acted, None]

@@ -294,13 +294,15 @@ def test_context_commands_would_have_made_the_car_drive_the_recording(synthetic,
     assert np.abs(error).max() < 0.1
 
 
-def test_desire_is_a_pulse_on_its_frame(scenes):
+def test_desire_is_told_from_its_frame_on(scenes):
     env = blank(scenes)
     _, info = env.reset()
     seen = np.stack([step[0]["desire"][1] for step in follow(env, info)][:22])
     # Row 33 of a scene that starts at row 21 is seen after the twelfth step.
+    assert (seen[:11] == [1, 0, 0]).all()
     assert seen[11].tolist() == [0, 1, 0]
-    assert (np.delete(seen, 11, axis=0) == [1, 0, 0]).all()
+    np.testing.assert_allclose(seen[11:, 1], 1 - np.arange(len(seen) - 11) / 30, atol=1e-6)
+    np.testing.assert_allclose(seen.sum(axis=1), 1, atol=1e-6)
 
 
 def test_recorded_longitudinal_keeps_the_recorded_station(scenes):

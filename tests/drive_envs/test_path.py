@@ -115,3 +115,16 @@ def test_standing_car_keeps_its_heading(synthetic_segment):
 def test_scene_needs_its_context(synthetic):
     with pytest.raises(ValueError, match=r"row 8 of a path of 130 rows; it must lie in 9\.\.129"):
         gather_paths([synthetic.arc_path()], [8], 30)
+
+
+def test_a_wish_is_told_for_six_seconds_and_the_latest_counts(synthetic):
+    told = synthetic.arc_path(desire=[(20, 1), (40, 2)], num_rows=90).told
+    assert (told[:20] == torch.tensor([1.0, 0, 0])).all()
+    assert told[20].tolist() == [0, 1, 0]
+    assert told[35].tolist() == pytest.approx([0.5, 0.5, 0])
+    assert told[40].tolist() == [0, 0, 1]
+    assert told[46].tolist() == pytest.approx([0.2, 0, 0.8])
+    assert (told[70:] == torch.tensor([1.0, 0, 0])).all()
+    assert (synthetic.arc_path(num_rows=12).told[:, 0] == 1).all()
+    cut = gather_paths([synthetic.arc_path(desire=[(20, 1)])], [30], 5).told
+    assert cut[0, NUM_PAST].tolist() == pytest.approx([1 / 3, 2 / 3, 0])
