@@ -9,11 +9,11 @@ What passes is written in `drive_envs/data/lane_centering.yaml` and `drive_actor
 
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import ray
 
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 BLIND = ("teacher", "straight")  # drivers that do not look at images
 DEFAULT_SIZE = (128, 64)
 
+Item = TypeVar("Item")
 Results = dict[str, dict[str, Result]]  # by driver, then by scenario
 
 
@@ -202,27 +203,46 @@ def drives(
     drivers: Mapping[str, str],
     size: tuple[int, int],
 ) -> Iterator[tuple[str, Scenario, Scored]]:
-    """Yield every drive of every driver as it is done, on Ray."""
-    scorer = ray.remote(Scorer).options(num_cpus=1, max_restarts=0)
+    """Yield every drive of every driver as it is done."""
     by_name = {scenario.name: scenario for scenario in scenarios}
     items = [(label, name) for label in drivers for name in by_name]
 
-    def submit(process: Any, item: tuple[str, str]) -> Any:
+    def ask(process: Any, item: tuple[str, str]) -> Any:
         label, name = item
         return process.score.remote(drivers[label], by_name[name], when_to_film(config.video, name))
 
+    for (label, name), scored in score_items(
+        config, items, ask, lambda item: by_name[item[1]], size
+    ):
+        yield label, by_name[name], scored
+
+
+def score_items(
+    config: EvaluatePolicyRun,
+    items: Sequence[Item],
+    ask: Callable[[Any, Item], Any],
+    scenario_of: Callable[[Item], Scenario],
+    size: tuple[int, int],
+) -> Iterator[tuple[Item, Scored]]:
+    """Yield every item with its drive as it is done, on Ray; one that was lost counts as failed.
+
+    ask: gives an item to a `Scorer` in a process of its own, and returns what Ray does.
+    """
+    if not items:
+        return
+    scorer = ray.remote(Scorer).options(num_cpus=1, max_restarts=0)
     num_processes = min(config.num_processes, len(items))
     with local_cluster(num_cpus=num_processes, object_store_mb=200):
-        for (label, name), done in work(
+        for item, done in work(
             items,
             lambda: scorer.remote(*size, config.noise, is_rendered=config.render),
-            submit,
+            ask,
             num_processes=num_processes,
             timeout=config.timeout,
         ):
             if isinstance(done, Lost):
-                done = Scored(result=lost(by_name[name], done.cause), filmed=None)
-            yield label, by_name[name], done
+                done = Scored(result=lost(scenario_of(item), done.cause), filmed=None)
+            yield item, done
 
 
 def pictures_of(driven: Drive) -> list[Picture]:

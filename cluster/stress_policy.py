@@ -17,22 +17,24 @@ from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
-import ray
 from matplotlib.figure import Figure
 from rich.table import Table as RichTable
 from scipy.stats import binomtest
 
-from cluster.evaluate_policy import EvaluatePolicyRun, find_drivers, image_size, pictures_of
+from cluster.evaluate_policy import (
+    EvaluatePolicyRun,
+    find_drivers,
+    image_size,
+    pictures_of,
+    score_items,
+)
 from cluster.output import plain, write_text
 from cluster.progress import CONSOLE, progress
 from cluster.report import Part, Picture, Table, Text, write_report
-from cluster.work_queue import Lost, work
-from drive_actors.scorer import Scored, Scorer
-from drive_actors.scoring import lost
+from drive_actors.scorer import Scored
 from drive_envs.conditions import CLEAR, Conditions
 from drive_envs.metadrive_assets import ensure_assets
 from drive_envs.scenarios import Scenario, find_scenarios, load_scenarios
-from drive_learner.local_cluster import local_cluster
 
 log = logging.getLogger(__name__)
 
@@ -199,31 +201,17 @@ def drives(
     drivers: Mapping[str, str],
     size: tuple[int, int],
 ) -> Iterator[tuple[Item, Scored]]:
-    """Yield every drive as it is done, on Ray."""
-    if not items:
-        return
-    scorer = ray.remote(Scorer).options(num_cpus=1, max_restarts=0)
+    """Yield every drive as it is done; those that begin with the view to be shown are filmed."""
     by_name = {scenario.name: scenario for scenario in scenarios}
     points = config.points
 
-    def submit(process: Any, item: Item) -> Any:
+    def ask(process: Any, item: Item) -> Any:
         is_shown = item.scenario == sight.name and item.driver == next(iter(drivers))
         film = "always" if is_shown else "never"
         driver, scenario = drivers[item.driver], by_name[item.scenario]
         return process.score.remote(driver, scenario, film, points[item.point])
 
-    num_processes = min(config.num_processes, len(items))
-    with local_cluster(num_cpus=num_processes, object_store_mb=200):
-        for item, done in work(
-            items,
-            lambda: scorer.remote(*size, config.noise),
-            submit,
-            num_processes=num_processes,
-            timeout=config.timeout,
-        ):
-            if isinstance(done, Lost):
-                done = Scored(result=lost(by_name[item.scenario], done.cause), filmed=None)
-            yield item, done
+    return score_items(config.score, items, ask, lambda item: by_name[item.scenario], size)
 
 
 def curve(config: StressPolicyRun, name: str) -> list[float]:

@@ -64,7 +64,7 @@ MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one targe
 ROUNDING = 1e-6  # 1/m: of an inverse depth in float32
 MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
 EDGE = 0.002  # 1/m: a step of inverse depth beyond the slope that is an edge
-PASS_PIXELS = 1 << 18  # a pass works on as many, to keep its maps in the cache
+PASS_PIXELS = 1 << 18  # a pass: of more, maps leave the cache; of less, each operation is too short
 
 
 class Reprojected(NamedTuple):

@@ -1,9 +1,10 @@
 """Closed-loop scenarios as data: where a drive begins, on which road, and what counts as passed.
 
-A scenario file is a YAML list; two are shipped, `data/lane_centering.yaml`, which documents every
-key, and `data/lane_change.yaml`. Lengths are metres, speeds m/s, times seconds; offsets,
-directions and headings are positive LEFT, headings are in degrees because people write them.
-Stations count along the lane's centre from the beginning of the road, lanes from 0 at the left.
+A scenario file is a YAML list; two are shipped, `data/lane_centering.yaml` and
+`data/lane_change.yaml`, whose heads document every key. Lengths are metres, speeds m/s, times
+seconds; offsets, directions and headings are positive LEFT, headings are in degrees because people
+write them. Stations count along the lane's centre from the beginning of the road, lanes from 0 at
+the left.
 
 It does not know how a scenario is driven or judged: see `drive_actors.scoring` and
 `drive_actors.verdict`.
@@ -144,7 +145,6 @@ class Scenario:
                 f"the lane is {length:.0f} m long, but the drive needs {needed:.0f} m "
                 f"(with {SIGHT:g} m in sight at its end): add a straight or a longer curve"
             )
-
         for car in self.cars:
             ends = np.array([-CONTEXT, self.duration])
             first, last = self.station + car.gap + car.speed * ends
