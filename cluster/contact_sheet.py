@@ -14,7 +14,7 @@ from drive_envs.camera import CAMERAS, cameras
 from drive_envs.drawing import GREEN, Picture, draw_views, road_pixels
 from drive_envs.geometry import matrix_from_quaternion
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
-from drive_envs.reprojective import recorded_image
+from drive_envs.reprojective import recorded_images
 from drive_envs.segment import Segment
 
 SIGHT = 40  # rows of the path that are drawn
@@ -24,8 +24,8 @@ SCALE = 3
 
 def driver_views(segment: Segment, row: int, width: int, height: int) -> dict[str, np.ndarray]:
     """Return what both of a driver's cameras saw, uint8 (3, height, width)."""
-    views = cameras(width, height)
-    return {name: recorded_image(segment, name, row, views[name]) for name in CAMERAS}
+    images = recorded_images(segment, [row], cameras(width, height))
+    return {name: images[name][0] for name in CAMERAS}
 
 
 def frame_with_path(segment: Segment, row: int, width: int = 128, height: int = 64) -> Picture:

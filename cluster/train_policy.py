@@ -277,6 +277,7 @@ def train_off_policy(
         seed=config.seed,
         photometry=config.env.photometry,
         mirrored_share=config.sampler.mirrored_share,
+        lane_change_share=config.sampler.lane_change_share,
     )
     metrics = learn(learner, feed, config.loop, output, run=dump(config), on_step=reporter(meter))
     return headlines(metrics) | {"skipped": dict(feed.skipped + segments.skipped)}

@@ -29,7 +29,7 @@ from drive_envs.protocol import (
     StepSession,
     Views,
 )
-from drive_envs.reprojective import recorded_image
+from drive_envs.reprojective import recorded_images
 from drive_envs.scenes import Scene
 from drive_envs.segment import Segment
 from drive_envs.world import World
@@ -229,15 +229,9 @@ class Learned:
                     f"after its end on a path of {len(scene.path)}: set sampler.rows_after={num}"
                 )
             rows = range(begin, begin + num)
-            images.append(
-                [
-                    [
-                        recorded_image(scene.source, name, scene.first_row + row, camera)
-                        for name, camera in self.cameras.items()
-                    ]
-                    for row in rows
-                ]
-            )
+            sources = [scene.first_row + row for row in rows]
+            seen = recorded_images(scene.source, sources, self.cameras)
+            images.append(np.stack([seen[name] for name in self.cameras], axis=1))
             poses.append(scene.path.poses[rows.start : rows.stop].double().numpy())
         return np.array(images), np.stack(poses)
 

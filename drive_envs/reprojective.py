@@ -9,7 +9,7 @@ Other cars move as they did, whatever ours does. Nothing is known of places nobo
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import isclose
@@ -238,11 +238,20 @@ class FrameCache:
         return frame
 
 
-def recorded_image(segment: Segment, camera: str, row: int, view: Camera) -> np.ndarray:
-    """Decode what a driver's camera saw when it was recorded, uint8 (3, height, width)."""
-    sensor = working_sensor(segment.cameras[camera], view).color
-    image = torch.from_numpy(resized(segment.image(camera, row), sensor))
-    return seen_by(view, image[None], sensor)[0].numpy()
+def recorded_images(
+    segment: Segment, rows: Iterable[int], views: Mapping[str, Camera]
+) -> dict[str, np.ndarray]:
+    """Decode what a driver's cameras saw when rows were recorded, uint8 (rows, 3, height, width).
+
+    Raises SegmentError for a frame that is damaged.
+    """
+    rows = list(rows)
+    images = {}
+    for name, view in views.items():
+        sensor = working_sensor(segment.cameras[name], view).color
+        frames = [resized(segment.image(name, row), sensor) for row in rows]
+        images[name] = seen_by(view, torch.from_numpy(np.stack(frames)), sensor).numpy()
+    return images
 
 
 def resized(image: np.ndarray, camera: Camera) -> np.ndarray:

@@ -4,6 +4,7 @@
 car, nor how the car drives: see `world` and `environment`.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,13 +12,16 @@ from itertools import pairwise
 from math import radians
 
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 
-from drive_envs.path import NUM_PAST, RecordedPath, path_from_segment
+from drive_envs.path import DESIRE_TIME, NUM_PAST, RecordedPath, path_from_segment
 from drive_envs.plan import STEP
 from drive_envs.segment import Segment
 from drive_envs.segments import SegmentDataset
 
+log = logging.getLogger(__name__)
+
+LANE_CHANGE_NEAR = 2.0  # s before a lane change from which a drive counts as one that has it
 MAX_JITTER = 0.1 * STEP  # s: rows that are farther from `STEP` apart end a stretch
 
 
@@ -60,6 +64,8 @@ class SamplerConfig:
     lateral_offset, heading_offset: m, rad; starts are uniform within +- these,
     share_without_offset: except this share of them, which start on the recorded pose.
     mirrored_share: of the scenes, left and right exchanged: twice as many roads and people.
+    lane_change_share: of the scenes, drawn among those that begin in a lane change or at most 2 s
+    before one, besides those that chance finds: people change lanes too rarely to learn it from.
     rows_after: rows that must follow a scene's end: the anchors that a world model is told.
     cached_segments: encoded segments kept in memory, the most recently used.
     """
@@ -69,6 +75,7 @@ class SamplerConfig:
     heading_offset: float = radians(3)
     share_without_offset: float = 0.2
     mirrored_share: float = 0.0
+    lane_change_share: float = 0.0
     rows_after: int = 0
     cached_segments: int = 512
 
@@ -80,10 +87,9 @@ class SamplerConfig:
             raise ValueError(f"sampler.lateral_offset is {self.lateral_offset} m, not within 0..4")
         if not 0 <= self.heading_offset <= radians(20):
             raise ValueError(f"sampler.heading_offset is {self.heading_offset} rad, not in 0..0.35")
-        if not 0 <= self.mirrored_share <= 1:
-            raise ValueError(f"sampler.mirrored_share is {self.mirrored_share}, not within 0..1")
-        if not 0 <= self.share_without_offset <= 1:
-            raise ValueError(f"sampler.share_without_offset is {self.share_without_offset}")
+        for name in ("share_without_offset", "mirrored_share", "lane_change_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"sampler.{name} is {getattr(self, name)}, not within 0..1")
         if self.rows_after < 0 or self.cached_segments < 1:
             raise ValueError(
                 f"sampler.rows_after is {self.rows_after} and cached_segments "
@@ -91,8 +97,47 @@ class SamplerConfig:
             )
 
 
+class Starts:
+    """Where drives can begin: drawn uniformly, but for `lane_change_share`.
+
+    rows: of each path, where one can start. near: of each of these, whether a lane change is under
+    way or near. Where there is none the share has no effect, which is logged.
+    """
+
+    def __init__(
+        self,
+        rows: Sequence[Int[np.ndarray, " _"]],
+        near: Sequence[Bool[np.ndarray, " _"]],
+        lane_change_share: float = 0.0,
+    ) -> None:
+        whose = np.repeat(np.arange(len(rows)), [len(few) for few in rows])
+        self._all = np.stack([whose, np.concatenate([*rows, np.zeros(0, np.int64)])], axis=1)
+        self._near = self._all[np.concatenate([*near, np.zeros(0, bool)])]
+        self._share = lane_change_share
+        if len(self) and lane_change_share and not len(self._near):
+            log.warning(
+                "no recording changes lanes where a drive can begin: "
+                "sampler.lane_change_share has no effect"
+            )
+
+    def __len__(self) -> int:
+        return len(self._all)
+
+    def draw(self, rng: np.random.Generator) -> tuple[int, int]:
+        """Return the number of a path and a row of it."""
+        starts = self._all
+        if self._share and rng.random() < self._share and len(self._near):
+            starts = self._near
+        path, row = starts[rng.integers(len(starts))].tolist()
+        return path, row
+
+    def drop(self, path: int) -> None:
+        """Never draw from this path again."""
+        self._all, self._near = (some[some[:, 0] != path] for some in (self._all, self._near))
+
+
 class SceneSampler:
-    """Draws scenes uniformly over all rows of all segments where one can start.
+    """Draws scenes from all rows of all segments where one can start, as `Starts` tells.
 
     Reads every segment once; ValueError when no scene can start anywhere.
     """
@@ -103,27 +148,28 @@ class SceneSampler:
         self.config = config or SamplerConfig()
         self._segment = lru_cache(maxsize=self.config.cached_segments)(segments.__getitem__)
         self._paths: list[tuple[int, slice, RecordedPath]] = []
-        starts: list[tuple[int, int]] = []
+        starts, near = [], []
         for index in range(len(segments)):
             segment = self._segment(index)
             for rows in stretches(segment):
                 allowed = allowed_starts(rows.stop - rows.start, self.config)
                 if not allowed.any():
                     continue
-                starts += [(len(self._paths), int(row)) for row in np.flatnonzero(allowed)]
+                starts.append(np.flatnonzero(allowed))
+                near.append(lane_change_near(segment.desire[rows])[starts[-1]])
                 self._paths.append((index, rows, path_from_segment(segment, rows)))
-        if not starts:
+        self._starts = Starts(starts, near, self.config.lane_change_share)
+        if not len(self._starts):
             needed = NUM_PAST + self.config.num_steps[0] + 1 + self.config.rows_after
             raise ValueError(
                 f"no scene can start in {len(segments)} segments: it takes {needed} valid rows "
                 f"{STEP} s apart; record longer drives or lower sampler.num_steps"
             )
-        self._starts = np.array(starts)
 
     def __call__(self, rng: np.random.Generator) -> Scene:
         """Draw one scene."""
         config = self.config
-        which, start = self._starts[rng.integers(len(self._starts))].tolist()
+        which, start = self._starts.draw(rng)
         index, rows, path = self._paths[which]
         segment = self._segment(index)
         if rng.random() < config.mirrored_share:
@@ -161,3 +207,11 @@ def allowed_starts(num_rows: int, config: SamplerConfig) -> Bool[np.ndarray, " r
     rows = np.arange(num_rows)
     least = config.num_steps[0] + config.rows_after
     return (rows >= NUM_PAST) & (rows + least < num_rows)
+
+
+def lane_change_near(desire: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " rows"]:
+    """Tell at which rows a lane change is under way, or begins within `LANE_CHANGE_NEAR`."""
+    near = np.zeros(len(desire), bool)
+    for begin in np.flatnonzero(desire):
+        near[max(0, begin - round(LANE_CHANGE_NEAR / STEP)) : begin + round(DESIRE_TIME / STEP)] = 1
+    return near

@@ -8,8 +8,10 @@ depends on the seed and the step alone: a resumed run sees exactly what it would
 """
 
 import logging
+import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -24,8 +26,8 @@ from drive_envs.path import path_from_segment
 from drive_envs.photometry import PhotometryConfig, develop, draw_looks, draw_places
 from drive_envs.plan import POSITION, best_plan
 from drive_envs.protocol import NUM_CONTEXT, Rollout
-from drive_envs.reprojective import check_cameras, recorded_image
-from drive_envs.scenes import stretches
+from drive_envs.reprojective import check_cameras, recorded_images
+from drive_envs.scenes import Starts, lane_change_near, stretches
 from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentDataset
 from drive_envs.teachers import recorded_targets
@@ -38,12 +40,14 @@ log = logging.getLogger(__name__)
 Segments = Sequence[Segment] | SegmentDataset
 
 
+Decoded = tuple[Rollout, Rollout] | SegmentError  # a recording and its mirror image
+
+
 class Stretch(NamedTuple):
-    """An unbroken run of valid rows of one segment, or of its mirror image."""
+    """An unbroken run of valid rows of one segment."""
 
     segment: int
     rows: slice
-    is_mirrored: bool = False
 
     @property
     def num_steps(self) -> int:
@@ -60,23 +64,16 @@ def find_stretches(segments: Segments) -> list[Stretch]:
     ]
 
 
-def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> Rollout:
+def recorded_rollout(segment: Segment, rows: slice, images: Mapping[str, np.ndarray]) -> Rollout:
     """Turn N unbroken rows of a recording into N - 10 steps of one scene, driven by the person.
 
     Actions are the exact inverse of the recorded motion: what is held for one step leads to the
-    next row. Images are resized to width x height. Raises SegmentError for a frame that is damaged
-    or of other cameras.
+    next row. `images` are what both cameras saw, uint8 (N, 3, height, width).
     """
-    views = cameras(width, height)
-    check_cameras(segment, views)
     path = path_from_segment(segment, rows)
     action = actions_from_poses(path.poses, path.speed).float().numpy()
     acted = slice(NUM_CONTEXT, len(path) - 1)
     targets = recorded_targets(path, torch.arange(len(path))[acted])
-    images = {
-        name: np.stack([recorded_image(segment, name, row, view) for row in every(rows)])
-        for name, view in views.items()
-    }
     state = {
         "speed": path.speed.float().numpy()[:, None],
         "desire": path.told.float().numpy(),
@@ -106,36 +103,60 @@ def recorded_rollout(segment: Segment, rows: slice, width: int, height: int) -> 
     )
 
 
-def every(rows: slice) -> range:
-    """Return the rows of a slice one by one."""
-    return range(rows.start, rows.stop)
+def images_of(segment: Segment, rows: slice, width: int, height: int) -> dict[str, np.ndarray]:
+    """Return what cameras of width x height saw; SegmentError if one is damaged or another's."""
+    views = cameras(width, height)
+    check_cameras(segment, views)
+    return recorded_images(segment, range(rows.start, rows.stop), views)
 
 
 class DecodedRollouts:
-    """Recordings as rollouts, decoded once as long as they fit into `memory_mb`."""
+    """Recordings and their mirror images as rollouts, decoded once if they fit into `memory_mb`.
+
+    A mirror image takes no memory: it is the recording, read from right to left.
+    """
 
     def __init__(self, segments: Segments, width: int, height: int, memory_mb: int) -> None:
         self._segments, self._size = segments, (width, height)
         self._most_bytes = memory_mb * 1_000_000
         self._num_bytes = 0
-        self._held: OrderedDict[tuple[int, int, bool], Rollout] = OrderedDict()
+        self._held: OrderedDict[tuple[int, int], tuple[Rollout, Rollout]] = OrderedDict()
+        self._threads = ThreadPoolExecutor(
+            max_workers=os.cpu_count(), thread_name_prefix="decode-recordings"
+        )
 
-    def get(self, stretch: Stretch) -> Rollout:
-        """Decode a stretch, or find it."""
-        key = stretch.segment, stretch.rows.start, stretch.is_mirrored
-        if key in self._held:
+    def get(self, stretches: Sequence[Stretch]) -> list[Decoded]:
+        """Find each stretch, or decode it, side by side with others."""
+        keys = [(stretch.segment, stretch.rows.start) for stretch in stretches]
+        found = {key: self._held[key] for key in keys if key in self._held}
+        pairs = zip(keys, stretches, strict=True)
+        new = {key: stretch for key, stretch in pairs if key not in found}
+        decoded = dict(zip(new, self._threads.map(self._decode, new.values()), strict=True))
+        for key in found:
             self._held.move_to_end(key)
-            return self._held[key]
-        segment = self._segments[stretch.segment]
-        if stretch.is_mirrored:
-            segment = segment.mirrored()
-        rollout = recorded_rollout(segment, stretch.rows, *self._size)
-        self._held[key] = rollout
-        self._num_bytes += rollout.num_bytes
+        for key, rollouts in decoded.items():
+            if not isinstance(rollouts, SegmentError):
+                self._hold(key, rollouts)
+        return [(found | decoded)[key] for key in keys]
+
+    def _decode(self, stretch: Stretch) -> Decoded:
+        segment, rows = self._segments[stretch.segment], stretch.rows
+        try:
+            images = images_of(segment, rows, *self._size)
+        except SegmentError as error:
+            return error
+        flipped = {name: frames[..., ::-1] for name, frames in images.items()}
+        return (
+            recorded_rollout(segment, rows, images),
+            recorded_rollout(segment.mirrored(), rows, flipped),
+        )
+
+    def _hold(self, key: tuple[int, int], decoded: tuple[Rollout, Rollout]) -> None:
+        self._held[key] = decoded
+        self._num_bytes += decoded[0].num_bytes
         while self._num_bytes > self._most_bytes and len(self._held) > 1:
-            _, oldest = self._held.popitem(last=False)
+            _, (oldest, _) = self._held.popitem(last=False)
             self._num_bytes -= oldest.num_bytes
-        return rollout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,10 +171,10 @@ class ImitationConfig:
 
 
 class RecordedFeed:
-    """Minibatches out of recordings, every step of every segment equally likely to be a start.
+    """Minibatches out of recordings, starting at the steps that `Starts` draws.
 
-    photometry: what cameras add, mirrored_share: of the sequences, as for actors. Stretches that
-    are too short or damaged are skipped, logged, and counted in `skipped`.
+    photometry: what cameras add; mirrored_share, lane_change_share: of the sequences, as for
+    actors. Stretches that are too short or damaged are skipped, logged, and counted in `skipped`.
     """
 
     def __init__(
@@ -166,6 +187,7 @@ class RecordedFeed:
         seed: int,
         photometry: PhotometryConfig | None = None,
         mirrored_share: float = 0.0,
+        lane_change_share: float = 0.0,
     ) -> None:
         self.skipped: Counter[str] = Counter()
         self._num_sequences, self._length = queue.num_sequences, queue.sequence_length
@@ -174,11 +196,14 @@ class RecordedFeed:
         self._mirrored_share = mirrored_share
         self._decoded = DecodedRollouts(segments, policy.width, policy.height, config.memory_mb)
         self._stretches = find_stretches(segments)
-        starts = [max(0, stretch.num_steps - self._length + 1) for stretch in self._stretches]
-        self._num_starts = np.array(starts, dtype=np.int64)
+        steps, near = [], []
         for stretch in self._stretches:
             if stretch.num_steps < self._length:
                 self._skip(stretch, "too_short")
+            steps.append(np.arange(max(0, stretch.num_steps - self._length + 1)))
+            desire = segments[stretch.segment].desire[stretch.rows]
+            near.append(lane_change_near(desire)[NUM_CONTEXT + steps[-1]])
+        self._starts = Starts(steps, near, lane_change_share)
         self._check()
 
     def _skip(self, stretch: Stretch, cause: str) -> None:
@@ -186,7 +211,7 @@ class RecordedFeed:
         log.warning("not imitated, %s: segment %d, %s", cause, stretch.segment, stretch.rows)
 
     def _check(self) -> None:
-        if not self._num_starts.sum():
+        if not len(self._starts):
             raise ValueError(
                 f"no segment has {NUM_CONTEXT + self._length + 1} valid frames in a row to "
                 f"imitate: record longer ones or lower queue.sequence_length"
@@ -201,8 +226,7 @@ class RecordedFeed:
     def next(self, version: int) -> Batch:
         """Draw the minibatch of gradient step `version`."""
         generator = np.random.default_rng([self._seed, version])
-        picked = [self._draw(generator) for _ in range(self._num_sequences)]
-        batch = collate(picked, self._length)
+        batch = collate(self._pick(generator), self._length)
         batch.policy_version.fill_(version)
         if not self._photometry.is_neutral:
             self._develop(batch, generator)
@@ -214,24 +238,23 @@ class RecordedFeed:
             batch, noise=bottleneck_noise(seed, frames, self._num_sequences, self._num_features)
         )
 
-    def _draw(self, generator: np.random.Generator) -> Fragment:
-        while True:
-            ends = self._num_starts.cumsum()
-            at = int(generator.integers(ends[-1]))
-            which = int(np.searchsorted(ends, at, side="right"))
-            start = at - int(ends[which] - self._num_starts[which])
-            is_mirrored = bool(generator.random() < self._mirrored_share)
-            try:
-                rollout = self._decoded.get(
-                    self._stretches[which]._replace(is_mirrored=is_mirrored)
-                )
-            except SegmentError as error:
-                log.warning("%s", error)
-                self._skip(self._stretches[which], "damaged")
-                self._num_starts[which] = 0
-                self._check()
-            else:
-                return Fragment(Source(rollout, None), 0, start)
+    def _pick(self, generator: np.random.Generator) -> list[Fragment]:
+        fragments: list[Fragment] = []
+        while missing := self._num_sequences - len(fragments):
+            starts = [self._starts.draw(generator) for _ in range(missing)]
+            mirrored = generator.random(missing) < self._mirrored_share
+            decoded = self._decoded.get([self._stretches[which] for which, _ in starts])
+            damaged = set[int]()
+            for (which, step), is_mirrored, found in zip(starts, mirrored, decoded, strict=True):
+                if not isinstance(found, SegmentError):
+                    fragments.append(Fragment(Source(found[int(is_mirrored)], None), 0, step))
+                elif which not in damaged:
+                    log.warning("%s", found)
+                    self._skip(self._stretches[which], "damaged")
+                    self._starts.drop(which)
+                    damaged.add(which)
+            self._check()
+        return fragments
 
     def _develop(self, batch: Batch, generator: np.random.Generator) -> None:
         """Give each sequence its camera, in place."""
@@ -275,7 +298,9 @@ def trajectory_mae(policy: Policy, segments: Segments) -> float:
     for stretch in find_stretches(segments):
         if stretch.num_steps < 1:
             continue
-        rollout = recorded_rollout(segments[stretch.segment], stretch.rows, *size)
+        segment = segments[stretch.segment]
+        images = images_of(segment, stretch.rows, *size)
+        rollout = recorded_rollout(segment, stretch.rows, images)
         observation = {
             key: torch.from_numpy(value[:-1]).to(device)
             for key, value in rollout.observation.items()

@@ -18,7 +18,7 @@ from drive_envs.reprojective import (
     Reprojective,
     ReprojectiveConfig,
     check_cameras,
-    recorded_image,
+    recorded_images,
 )
 from drive_envs.scenes import Scene, stretches
 from drive_envs.segment import Segment
@@ -88,7 +88,7 @@ def encode_stretch(
     """Encode an unbroken stretch as it was recorded, and from excursions that are drawn."""
     path = path_from_segment(segment, rows)
     drives = [draw_excursion(path, config.excursions, rng) for _ in range(config.num_excursions)]
-    images = [recorded_images(segment, rows, width, height)]
+    images = [images_as_recorded(segment, rows, width, height)]
     if drives:
         offsets = config.source_offsets
         images += seen_from(segment, rows, path, drives, width, height, offsets)
@@ -144,14 +144,11 @@ def plans_of(
     return plans, valid
 
 
-def recorded_images(segment: Segment, rows: slice, width: int, height: int) -> Images:
+def images_as_recorded(segment: Segment, rows: slice, width: int, height: int) -> Images:
     """Return what a driver's cameras saw when a stretch was recorded."""
     views = cameras(width, height)
-    frames = [
-        np.stack([recorded_image(segment, name, row, views[name]) for name in CAMERAS])
-        for row in range(rows.start, rows.stop)
-    ]
-    return torch.from_numpy(np.stack(frames))
+    images = recorded_images(segment, range(rows.start, rows.stop), views)
+    return torch.from_numpy(np.stack([images[name] for name in CAMERAS], axis=1))
 
 
 def seen_from(

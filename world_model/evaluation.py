@@ -22,7 +22,7 @@ from drive_envs.path import NUM_PAST, RecordedPath, gather_paths, path_from_segm
 from drive_envs.plan import EULER, POSITION, STEP, TIMES
 from drive_envs.scenes import stretches
 from drive_envs.segment import Segment
-from world_model.encoding import Images, as_latents, recorded_images, seen_from
+from world_model.encoding import Images, as_latents, images_as_recorded, seen_from
 from world_model.excursions import Excursion, excursion
 from world_model.latents import LatentDrive
 from world_model.pose_net import PoseNet, estimate
@@ -91,7 +91,7 @@ def recorded_scene(
     """Make the scene that is a stretch of a recording."""
     path = path_from_segment(segment, rows)
     drives = other_drives(path, config, num_context)
-    images = [recorded_images(segment, rows, *size)]
+    images = [images_as_recorded(segment, rows, *size)]
     images += seen_from(segment, rows, path, drives, *size, SOURCE_OFFSETS)
     return make_scene(segment.name, path, drives, images, tokenizer, num_context)
 

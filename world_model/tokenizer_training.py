@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from drive_envs.segment import Segment
 from world_model.autoencoder import Autoencoder
-from world_model.encoding import recorded_images
+from world_model.encoding import images_as_recorded
 from world_model.tokenizer import to_float
 
 Frames = UInt8[Tensor, "frame 2 3 height width"]
@@ -90,4 +90,5 @@ def spread_rows(num_rows: int, num: int, rng: np.random.Generator) -> list[int]:
 def frames_of_segment(segment: Segment, num: int, width: int, height: int, seed: int) -> Frames:
     """Decode some frames of a segment, always the same; SegmentError when one is damaged."""
     rows = spread_rows(len(segment), num, np.random.default_rng([seed, segment.number]))
-    return torch.cat([recorded_images(segment, slice(row, row + 1), width, height) for row in rows])
+    frames = [images_as_recorded(segment, slice(row, row + 1), width, height) for row in rows]
+    return torch.cat(frames)

@@ -309,7 +309,8 @@ def test_the_baseline_differs_in_nothing_but_what_it_learns_from():
     for name in ("num_sequences", "sequence_length"):
         assert getattr(ours.queue, name) == getattr(theirs.queue, name), name
     assert ours.env.photometry == theirs.env.photometry
-    assert ours.sampler.mirrored_share == theirs.sampler.mirrored_share
+    for name in ("mirrored_share", "lane_change_share"):
+        assert getattr(ours.sampler, name) == getattr(theirs.sampler, name), name
 
 
 def test_data_is_found_from_anywhere(tiny):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from drive_envs.path import NUM_PAST
-from drive_envs.scenes import SamplerConfig, Scene, SceneSampler, stretches
+from drive_envs.scenes import SamplerConfig, Scene, SceneSampler, Starts, stretches
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +83,33 @@ def test_too_short_recordings_are_named(segments):
         SceneSampler([replace(segments[0], valid=valid)])
 
 
+def test_a_share_of_the_scenes_has_a_lane_change(segments):
+    """It is pulsed on row 40: from 2 s before until the driver is no longer told, 6 s after."""
+    scenes = drawn(SceneSampler(segments, SamplerConfig(lane_change_share=1.0)))
+    assert {scene.recording for scene in scenes} == {segments[1].number}
+    assert {scene.start for scene in scenes} == set(range(30, 70))
+    some = drawn(SceneSampler(segments, SamplerConfig(lane_change_share=0.5)))
+    near = np.mean([s.recording == segments[1].number and 30 <= s.start < 70 for s in some])
+    chance = 40 / 142
+    assert near == pytest.approx(0.5 + 0.5 * chance, abs=0.08)
+
+
+def test_without_lane_changes_their_share_has_no_effect(segments, caplog):
+    asked = SceneSampler(segments[:1], SamplerConfig(lane_change_share=0.5))
+    assert "no recording changes lanes" in caplog.text
+    assert len(drawn(asked, 50)) == 50
+
+
+def test_starts_are_dropped_by_their_path():
+    rows, near = [np.arange(3), np.arange(2)], [np.ones(3, bool), np.zeros(2, bool)]
+    starts = Starts(rows, near, lane_change_share=1.0)
+    starts.drop(0)
+    rng = np.random.default_rng(0)
+    assert {starts.draw(rng) for _ in range(40)} == {(1, 0), (1, 1)}
+    starts.drop(1)
+    assert len(starts) == 0
+
+
 def test_scene_must_fit_its_path(synthetic):
     with pytest.raises(ValueError, match="a scene of 30 steps cannot start at row 75"):
         Scene(path=synthetic.arc_path(num_rows=100), start=75, num_steps=30, source=None)
@@ -90,7 +117,12 @@ def test_scene_must_fit_its_path(synthetic):
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("num_steps", (30, 20)), ("num_steps", (20, 46)), ("lateral_offset", 5.0)],
+    [
+        ("num_steps", (30, 20)),
+        ("num_steps", (20, 46)),
+        ("lateral_offset", 5.0),
+        ("lane_change_share", 1.5),
+    ],
 )
 def test_impossible_config_is_named(name, value):
     with pytest.raises(ValueError, match=f"sampler.{name}"):

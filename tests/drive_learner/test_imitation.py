@@ -6,11 +6,14 @@ from drive_actors.policy import PolicyConfig
 from drive_envs.photometry import PhotometryConfig
 from drive_envs.plan import TIMES
 from drive_envs.protocol import NUM_CONTEXT
+from drive_envs.segment import SegmentError
 from drive_learner.batch import STEP_FIELDS
 from drive_learner.imitation import (
+    DecodedRollouts,
     ImitationConfig,
     RecordedFeed,
     find_stretches,
+    images_of,
     recorded_rollout,
     trajectory_mae,
 )
@@ -21,8 +24,12 @@ from drive_learner.queue import QueueConfig
 QUEUE = QueueConfig(num_sequences=8, sequence_length=5)
 
 
+def rollout_of(segment, rows, width=32, height=16):
+    return recorded_rollout(segment, rows, images_of(segment, rows, width, height))
+
+
 def whole(segment):
-    return recorded_rollout(segment, slice(0, len(segment)), 32, 16)
+    return rollout_of(segment, slice(0, len(segment)))
 
 
 def feed_of(segments, memory_mb=100, **changes):
@@ -55,12 +62,12 @@ def test_stretches_end_at_an_invalid_frame(arc_segment):
     found = find_stretches([segment])
     assert [(stretch.rows.start, stretch.rows.stop) for stretch in found] == [(0, 20), (21, 60)]
     assert [stretch.num_steps for stretch in found] == [10, 29]
-    rollout = recorded_rollout(segment, found[1].rows, 32, 16)
+    rollout = rollout_of(segment, found[1].rows)
     np.testing.assert_array_equal(rollout.observation["wide"][0, 0], segment.image("wide", 21))
 
 
 def test_images_are_resized_to_the_policys(arc_segment):
-    rollout = recorded_rollout(arc_segment(), slice(5, 25), 16, 8)
+    rollout = rollout_of(arc_segment(), slice(5, 25), 16, 8)
     assert rollout.observation["narrow"].shape == (20, 1, 3, 8, 16)
     blocks = arc_segment().image("narrow", 5).reshape(3, 8, 2, 16, 2).mean((2, 4))
     np.testing.assert_allclose(rollout.observation["narrow"][0, 0], blocks, atol=1)
@@ -99,6 +106,36 @@ def test_photometry_and_mirrors_change_what_is_imitated_as_they_do_for_actors(
         ratio = first[name].float().mean() / plain.observation[name].float().mean()
         assert 0.47 < ratio < 0.53
     assert torch.equal(feed_of(dataset).next(3).observation["wide"], plain.observation["wide"])
+
+
+def test_mirror_images_take_no_memory(arc_segment, dataset_of):
+    decoded = DecodedRollouts(dataset_of(arc_segment()), 32, 16, memory_mb=100)
+    stretch = find_stretches([arc_segment()])[0]
+    both = decoded.get([stretch])[0]
+    assert not isinstance(both, SegmentError)
+    plain, mirrored = both
+    for name in ("narrow", "wide"):
+        assert np.shares_memory(plain.observation[name], mirrored.observation[name])
+    expected = rollout_of(arc_segment().mirrored(), stretch.rows)
+    for key, value in expected.observation.items():
+        np.testing.assert_array_equal(mirrored.observation[key], value, key)
+    assert decoded.get([stretch])[0] is both
+
+
+def test_lane_changes_are_imitated_as_often_as_asked(arc_segment, dataset_of):
+    """One recording of two changes lanes in its last steps, where chance would hardly look."""
+    changes = arc_segment("changes", num_frames=60)
+    changes.desire[55] = 1
+    dataset = dataset_of(arc_segment("keeps", num_frames=200), changes)
+    number = dataset[1].number
+    shares = []
+    for asked in (0.0, 0.5):
+        feed = feed_of(dataset, lane_change_share=asked)
+        batches = [feed.next(step) for step in range(50)]
+        near = [batch.recording == number for batch in batches]
+        shares.append(torch.cat(near).double().mean().item())
+    assert shares[0] == pytest.approx(45 / 230, abs=0.05)
+    assert shares[1] == pytest.approx(0.5 + 0.5 * 45 / 230, abs=0.06)
 
 
 def test_short_and_damaged_segments_are_skipped_and_counted(arc_segment, dataset_of):

@@ -6,7 +6,7 @@ from drive_envs.path import NUM_PAST
 from drive_envs.plan import TIMES
 from drive_envs.teachers import plans_back
 from world_model.autoencoder import AutoencoderConfig
-from world_model.encoding import recorded_images
+from world_model.encoding import images_as_recorded
 from world_model.evaluation import (
     EvaluationConfig,
     Scene,
@@ -55,7 +55,7 @@ def test_a_scene_shows_every_variant_from_where_it_is(synthetic, tokenizer):
     assert len(scene.images) == 7
     assert scene.drive.latents.shape[:2] == (7, 40)
     assert scene.first == 10
-    recorded = recorded_images(segment, slice(10, 20), 64, 32)
+    recorded = images_as_recorded(segment, slice(10, 20), 64, 32)
     torch.testing.assert_close(true_frames([scene], 0, 10)[0], recorded)
     off = (true_frames([scene], 5, 10)[0].float() - recorded.float()).abs().mean()
     assert off > 2

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from world_model.autoencoder import AutoencoderConfig
-from world_model.encoding import EncodingConfig, encode_segment, recorded_images
+from world_model.encoding import EncodingConfig, encode_segment, images_as_recorded
 from world_model.latents import LatentDrive, LatentFile, LatentsError, LatentsInfo, write_latents
 from world_model.tokenizer import Tokenizer
 from world_model.windows import WindowConfig, WindowSampler
@@ -141,7 +141,7 @@ def test_a_segment_becomes_drives_and_their_mirror_images(synthetic, tokenizer):
     drive, mirrored = encode_segment(segment, tokenizer, config, 32, 16)
     assert (drive.name, mirrored.name) == ("synthetic/0", "synthetic/0-mirrored")
     assert drive.latents.shape == (3, 16, 4, 2, 4)
-    images = recorded_images(segment, slice(0, 16), 32, 16)
+    images = images_as_recorded(segment, slice(0, 16), 32, 16)
     expected = tokenizer.encode(images).half().numpy()
     np.testing.assert_array_equal(drive.latents[0], expected)
     np.testing.assert_allclose(mirrored.poses[0, :, 1:], -drive.poses[0, :, 1:], atol=1e-9)
