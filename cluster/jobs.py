@@ -85,6 +85,12 @@ JOBS = {
         runs=("probe",),
         summary="measure whether a policy reads the warp's artifacts instead of the road",
     ),
+    "sweep": Job(
+        module="cluster.sweep",
+        schema="SweepRun",
+        runs=("table2", "ablation"),
+        summary="train policies that differ in what you name, with seeds, and compare their scores",
+    ),
     "sweep-bottleneck": Job(
         module="cluster.sweep_bottleneck",
         schema="SweepBottleneckRun",

@@ -12,7 +12,7 @@ be interrupted, and capacities and seeds can be added to it (`output=PATH` names
 import io
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cluster import evaluate_policy, probe_policy, train_policy
-from cluster.config import dump, load
+from cluster.config import dump
 from cluster.evaluate_policy import EvaluatePolicyRun
+from cluster.kept import claim, kept
 from cluster.leak_scenes import LeakScenesConfig, leak_scenes
-from cluster.output import plain, write_text
+from cluster.output import write_text
 from cluster.probe_policy import ProbePolicyRun
 from cluster.report import Part, Picture, Table, Text, write_report
 from cluster.train_policy import TrainPolicyRun
@@ -107,15 +108,6 @@ def run(config: SweepBottleneckRun, output: Path) -> dict[str, Any]:
     return {name: headline(figures) for name, figures in found.items()}
 
 
-def claim(folder: Path, training: TrainPolicyRun) -> None:
-    """Say which training a folder is of; ValueError when it is of another one."""
-    path = folder / "training.yaml"
-    if path.exists() and load(TrainPolicyRun, path) != training:
-        raise ValueError(f"{path} is of a training with other settings: choose another output")
-    folder.mkdir(parents=True, exist_ok=True)
-    write_text(path, dump(training))
-
-
 def figures_of(
     training: TrainPolicyRun, score: EvaluatePolicyRun, probe: ProbePolicyRun, folder: Path
 ) -> dict[str, Any]:
@@ -145,17 +137,6 @@ def figures_of(
         **kept(folder / "scored.json", dump(score), scored),
         "probe": kept(folder / "probed.json", dump(probe), probed),
     }
-
-
-def kept(path: Path, settings: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-    """Read the figures that were made with these settings, or make them and write them down."""
-    if path.exists():
-        stored = json.loads(path.read_text())
-        if stored["settings"] == settings:
-            return stored["figures"]
-    figures = plain(make())
-    write_text(path, json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
-    return figures
 
 
 def headline(figures: Mapping[str, Any]) -> dict[str, float]:

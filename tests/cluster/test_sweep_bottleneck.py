@@ -9,7 +9,7 @@ from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
 from cluster.leak_scenes import LeakScenesConfig
 from cluster.probe_policy import ProbePolicyRun
-from cluster.sweep_bottleneck import SweepBottleneckRun, kept, run
+from cluster.sweep_bottleneck import SweepBottleneckRun, run
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.policy_file import load_policy
 from drive_actors.probe import ProbeConfig
@@ -107,13 +107,6 @@ def test_every_seed_is_a_point_in_the_report(config, tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     for part in ("13 of 24", "none", "0.200 (0.100 to 0.300)", "data:image/png"):
         assert part in page
-
-
-def test_figures_are_kept_as_long_as_the_settings_are(tmp_path):
-    path = tmp_path / "kept.json"
-    assert kept(path, "a: 1", lambda: {"x": float("nan")}) == {"x": None}
-    assert kept(path, "a: 1", never) == {"x": None}
-    assert kept(path, "a: 2", lambda: {"x": 2}) == {"x": 2}
 
 
 def test_the_shipped_sweep_trains_and_probes_as_the_shipped_runs_do():

@@ -1,0 +1,272 @@
+"""`drive sweep`: train policies that differ in what you name, score each, compare them in a table.
+
+Each policy is trained with several seeds and scored on several suites; Ray Tune runs them,
+`side_by_side` at once, and tries again what died. `report.html` and `table.md` compare them with
+95 % intervals, `results.json` has every figure. `drive status` shows those under way.
+
+Each policy is in a folder of its own, as `drive train-policy` leaves it. What was recorded, trained
+or scored is not done again: a sweep can be interrupted, and policies, seeds and scores can be added
+to it (`output=PATH` names the same folder). Trials that run on other nodes write there, too: on a
+cluster, recordings and output are in folders that all nodes share.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from cluster import record
+from cluster.config import Config, dump, load
+from cluster.evaluate_policy import EvaluatePolicyRun
+from cluster.jobs import RUNS
+from cluster.kept import TRAINING, claim, found, kept
+from cluster.output import write_text
+from cluster.progress import Meter, progress
+from cluster.record import RecordRun
+from cluster.run_state import run_state
+from cluster.sweep_page import Row, write_page
+from cluster.sweep_trial import train_and_score
+from cluster.train_policy import TrainPolicyRun
+from drive_envs.scenarios import find_scenarios, load_scenarios
+from drive_learner.local_cluster import local_cluster
+
+log = logging.getLogger(__name__)
+
+SECONDS_BETWEEN_LOOKS = 2.0
+ON_THE_HEAD = "node:__internal_head__"  # a resource that every head node has
+
+Words = tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepRun:
+    """What is compared.
+
+    policies: by a name of your own, what would stand after `drive train-policy`: a YAML, a shipped
+    one by its name, and dotted.key=value. recordings: the same for `drive record`; they are made
+    first, unless their file is there and was made so. seeds: of each policy; one is trained for all
+    policies before the next. scores: what each is scored on.
+    side_by_side: policies at once. num_cpus, num_gpus, resources: what Ray reserves for each
+    besides its actors; with nothing it is on the head node, and not counted. max_failures: how
+    often a policy is tried again whose process died.
+    """
+
+    policies: dict[str, Words] = field(default_factory=dict)
+    recordings: dict[str, Words] = field(default_factory=dict)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    scores: tuple[EvaluatePolicyRun, ...] = (EvaluatePolicyRun(),)
+    side_by_side: int = 1
+    num_cpus: float = 0.0
+    num_gpus: float = 0.0
+    resources: dict[str, float] = field(default_factory=dict)
+    max_failures: int = 2
+
+    def __post_init__(self) -> None:
+        if not self.policies:
+            raise ValueError("policies is empty: name at least one, such as {mine: [reprojective]}")
+        if not self.seeds or len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds must be one or more, each once, got {list(self.seeds)}")
+        if any(score.policy is not None or score.policies for score in self.scores):
+            raise ValueError("scores name a policy: leave it out, those trained are meant")
+        names = [name_of(score) for score in self.scores]
+        if not names or len(set(names)) < len(names):
+            raise ValueError(f"scores must be one or more, each once, got {names}")
+        if self.side_by_side < 1 or self.max_failures < 0:
+            raise ValueError(
+                f"side_by_side is {self.side_by_side} and max_failures {self.max_failures}; "
+                "they must be at least 1 and 0"
+            )
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What Ray reserves for one policy; Tune refuses to be asked for nothing."""
+        needs = {"CPU": self.num_cpus, "GPU": self.num_gpus, **self.resources}
+        needs = {name: amount for name, amount in needs.items() if amount}
+        return needs or {ON_THE_HEAD: 0.001}
+
+    @property
+    def points(self) -> dict[tuple[str, int], TrainPolicyRun]:
+        """The training runs by policy and seed, in the order in which they are done."""
+        runs = {name: as_said(TrainPolicyRun, words) for name, words in self.policies.items()}
+        return {
+            (name, seed): replace(run, seed=seed)
+            for seed in self.seeds
+            for name, run in runs.items()
+        }
+
+
+def name_of(score: EvaluatePolicyRun) -> str:
+    """Name a score by its suite and setting."""
+    return f"{find_scenarios(score.scenarios).stem}-{score.noise}"
+
+
+def as_said(schema: type[Config], words: Words) -> Config:
+    """Read a run as on the command line: perhaps a YAML, then dotted.key=value."""
+    path, overrides = None, words
+    if words and "=" not in words[0]:
+        shipped = RUNS / f"{words[0]}.yaml"
+        path, overrides = shipped if shipped.exists() else Path(words[0]), words[1:]
+    return load(schema, path, overrides)
+
+
+def run(config: SweepRun, output: Path) -> dict[str, Any]:
+    """Record, train and score what is not done yet; return the passes and errors of each policy."""
+    output = output.resolve()
+    points = config.points
+    recordings = {name: as_said(RecordRun, words) for name, words in config.recordings.items()}
+    folders = {(name, seed): output / f"{name}-seed_{seed}" for name, seed in points}
+    for score in config.scores:  # all that can be wrong, before the first hour is spent
+        load_scenarios(score.scenarios)
+    for point, training in points.items():
+        claim(folders[point], training)
+    for name, recording in recordings.items():
+        record_once(recording, output / "recordings" / name)
+    scores = {name_of(score): dump(score) for score in config.scores}
+    problems = train_all(config, list(folders.values()), scores, output)
+    rows = [
+        row
+        for (name, seed), folder in folders.items()
+        if (row := row_of(name, seed, folder, scores)) is not None
+    ]
+    results = {f"{row.policy}-seed_{row.seed}": vars(row) for row in rows}
+    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+    figures = write_page(output, rows, list(scores))
+    if problems:
+        raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
+    return figures
+
+
+def record_once(recording: RecordRun, folder: Path) -> None:
+    """Record unless it is done; beside the recordings is written how they were made.
+
+    ValueError where the path has others.
+    """
+    path, settings = recording.path.with_suffix(".json"), dump(recording)
+    if recording.path.exists() and found(path, settings) is None:
+        raise ValueError(
+            f"{recording.path} was recorded otherwise: give these recordings another path, "
+            "or remove it"
+        )
+    if not recording.path.exists():
+        path.unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    kept(path, settings, lambda: record.run(recording, folder))
+
+
+def is_done(folder: Path, scores: Mapping[str, str]) -> bool:
+    """Tell whether a policy is trained and has all its scores."""
+    return found(folder / "trained.json", (folder / TRAINING).read_text()) is not None and all(
+        found(folder / "scores" / name / "scored.json", score) is not None
+        for name, score in scores.items()
+    )
+
+
+def row_of(name: str, seed: int, folder: Path, scores: Mapping[str, str]) -> Row | None:
+    """Read the figures of one policy, None where it is not done."""
+    if not is_done(folder, scores):
+        return None
+    trained = found(folder / "trained.json", (folder / TRAINING).read_text())
+    scored = {
+        score: found(folder / "scores" / score / "scored.json", text) or {}
+        for score, text in scores.items()
+    }
+    assert trained is not None
+    return Row(
+        policy=name,
+        seed=seed,
+        steps=trained["steps"],
+        minutes=trained["seconds"] / 60,
+        trajectory_mae=trained["trajectory_mae"],
+        passed={score: figures[suite(score)]["passed"] for score, figures in scored.items()},
+        total={score: figures[suite(score)]["total"] for score, figures in scored.items()},
+        mean_abs_lateral={score: fig["mean_abs_lateral"] for score, fig in scored.items()},
+    )
+
+
+def suite(score: str) -> str:
+    """Return the suite that a score's name says."""
+    return score.rpartition("-")[0]
+
+
+def train_all(
+    config: SweepRun, folders: Sequence[Path], scores: Mapping[str, str], output: Path
+) -> dict[str, str]:
+    """Train and score with Ray Tune what is not done; return what could not be done, and why."""
+    waiting = [folder for folder in folders if not is_done(folder, scores)]
+    if not waiting:
+        return {}
+    from ray import tune  # seconds, which a sweep that is done need not spend
+
+    os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in runs are meant from here
+
+    point = {
+        "folder": tune.grid_search([str(folder) for folder in waiting]),
+        "scores": dict(scores),
+        "directory": str(Path.cwd()),
+    }
+    done = len(folders) - len(waiting)
+    with (
+        local_cluster(object_store_mb=1000 * (1 + config.side_by_side)),
+        progress("policies", len(folders), done=done) as meter,
+        watching(meter, folders, scores),
+    ):
+        tuner = tune.Tuner(
+            tune.with_resources(train_and_score, config.needs),
+            param_space=point,
+            tune_config=tune.TuneConfig(max_concurrent_trials=config.side_by_side),
+            run_config=tune.RunConfig(
+                name="tune",
+                storage_path=str(output),
+                failure_config=tune.FailureConfig(max_failures=config.max_failures),
+                verbose=0,
+            ),
+        )
+        results = tuner.fit()
+        meter.update(sum(is_done(folder, scores) for folder in folders))
+    problems = {}
+    for result in results:
+        folder = Path((result.config or point)["folder"])
+        if result.error is not None:
+            problems[folder.name] = str(result.error).strip().splitlines()[-1]
+        elif not result.metrics or "problem" not in result.metrics:
+            raise KeyboardInterrupt
+        elif result.metrics["problem"]:
+            problems[folder.name] = result.metrics["problem"]
+    return problems
+
+
+@contextmanager
+def watching(meter: Meter, folders: Sequence[Path], scores: Mapping[str, str]) -> Iterator[None]:
+    """Show on the meter, while the block runs, how far the policies under way have come."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(SECONDS_BETWEEN_LOOKS):
+            meter.update(sum(is_done(folder, scores) for folder in folders), under_way(folders))
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def under_way(folders: Sequence[Path]) -> str:
+    """Say how far the jobs have come that run now."""
+    notes = []
+    for folder in folders:
+        for place in (folder, *sorted(folder.glob("scores/*"))):
+            state = run_state(place)
+            if state.state == "running" and state.work:
+                work = state.work
+                of = f"{work['done']} of {work['total']}" if work["total"] else work["done"]
+                at = "" if place == folder else f" {place.name}"
+                notes.append(f"{folder.name}{at}: {of} {work['what']}")
+    return ", ".join(notes)

@@ -1,0 +1,150 @@
+"""A sweep as people read it: a table with intervals for a page and a README, and a picture.
+
+Passes are pooled over seeds, with Wilson's 95 % interval; of other figures it is the mean over
+seeds, with Student's. The scenarios of a suite are the same for every seed, so the first interval
+says what chance there is in so many drives, not what other scenarios would give.
+"""
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from scipy import stats
+
+from cluster.output import write_text
+from cluster.report import Part, Picture, Table, Text, write_report
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One trained policy: passed of total and mean |d| in m by score, off-policy error in m."""
+
+    policy: str
+    seed: int
+    steps: int
+    minutes: float
+    trajectory_mae: float | None
+    passed: dict[str, int]
+    total: dict[str, int]
+    mean_abs_lateral: dict[str, float | None]
+
+
+def write_page(output: Path, rows: Sequence[Row], scores: Sequence[str]) -> dict[str, Any]:
+    """Write `report.html`, `table.md` and the picture; return passes and error of each policy."""
+    by_policy: dict[str, list[Row]] = {}
+    for row in rows:
+        by_policy.setdefault(row.policy, []).append(row)
+    header = ["policy", "seeds", *scores, "mean distance at the end, m", "off-policy error, m"]
+    cells = [
+        [
+            name,
+            ", ".join(str(row.seed) for row in of),
+            *(passes(of, score) for score in scores),
+            mean_of(of, lambda row: row.mean_abs_lateral[scores[0]]),
+            mean_of(of, lambda row: row.trajectory_mae),
+        ]
+        for name, of in by_policy.items()
+    ]
+    write_text(output / "table.md", markdown(header, cells))
+    png = draw(by_policy, scores[0])
+    (output / "compare.png").write_bytes(png)
+    each = [
+        [
+            row.policy,
+            row.seed,
+            *(f"{row.passed[score]} of {row.total[score]}" for score in scores),
+            *(decimal(row.mean_abs_lateral[score]) for score in scores),
+            decimal(row.trajectory_mae),
+            row.steps,
+            f"{row.minutes:.0f}",
+        ]
+        for row in rows
+    ]
+    parts: list[Part] = [
+        Table(header=header, rows=cells, heading="Policies"),
+        Text(
+            text="Passes of each seed; in brackets all of them, with Wilson's 95 % interval. "
+            f"Distances are of {scores[0]}; of means over seeds it is Student's interval."
+        ),
+        Picture(png=png, heading="Closed loop against off-policy error"),
+        Table(
+            header=[
+                "policy",
+                "seed",
+                *scores,
+                *(f"mean |d|, m, {score}" for score in scores),
+                "off-policy error, m",
+                "gradient steps",
+                "minutes since its last start",
+            ],
+            rows=each,
+            heading="Every seed",
+        ),
+    ]
+    write_report(output / "report.html", "Policies compared", parts)
+    return {
+        name: {score: [row.passed[score] for row in of] for score in scores}
+        | {"trajectory_mae": [row.trajectory_mae for row in of]}
+        for name, of in by_policy.items()
+    }
+
+
+def passes(rows: Sequence[Row], score: str) -> str:
+    """Write the passes of every seed, and their share with its interval."""
+    passed = [row.passed[score] for row in rows]
+    total = sum(row.total[score] for row in rows)
+    share = stats.binomtest(sum(passed), total).proportion_ci(CONFIDENCE, method="wilson")
+    of = f"{', '.join(map(str, passed))} of {rows[0].total[score]}"
+    return f"{of} ({sum(passed) / total:.0%}, {share.low:.0%} to {share.high:.0%})"
+
+
+def mean_of(rows: Sequence[Row], value: Callable[[Row], float | None]) -> str:
+    """Write the mean over seeds of what was measured, with its interval where there are several."""
+    values = np.array([v for row in rows if (v := value(row)) is not None])
+    if not len(values):
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
+    return f"{values.mean():.3f} ± {half:.3f}"
+
+
+def decimal(value: float | None) -> str:
+    """Write a figure that may be missing."""
+    return "" if value is None else f"{value:.3f}"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Write a table for a README."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+
+
+def draw(by_policy: dict[str, list[Row]], score: str) -> bytes:
+    """Draw passes over off-policy error, a point for each seed."""
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for index, (name, rows) in enumerate(by_policy.items()):
+        axes.plot(
+            np.array([row.trajectory_mae for row in rows], float),
+            [row.passed[score] for row in rows],
+            "osD^v<>"[index // 10 % 7],
+            color=f"C{index % 10}",
+            alpha=0.7,
+            label=name,
+        )
+    most = max((row.total[score] for rows in by_policy.values() for row in rows), default=1)
+    axes.set_ylim(-0.03 * most, 1.03 * most)
+    axes.set_xlabel("off-policy error on held-out drives, m")
+    axes.set_ylabel(f"passes of {most}, {score}")
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside right upper", fontsize=8)
+    png = io.BytesIO()
+    figure.savefig(png, format="png", dpi=110)
+    return png.getvalue()
