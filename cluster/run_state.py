@@ -20,7 +20,13 @@ from drive_envs.checkpoint import NAME, checkpoints
 
 State = Literal["running", "done", "failed", "interrupted", "killed", "elsewhere", "unknown"]
 DEPTH = 4  # of folders that are searched
-NOT_RUNS = {"checkpoints", "tensorboard", "videos", "ray_train"}  # what jobs leave in theirs
+NOT_RUNS = {
+    "checkpoints",
+    "tensorboard",
+    "videos",
+    "ray_train",
+    "tune",
+}  # what jobs leave in theirs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -203,7 +203,6 @@ def train_all(
     from ray import tune  # seconds, which a sweep that is done need not spend
 
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in runs are meant from here
-
     point = {
         "folder": tune.grid_search([str(folder) for folder in waiting]),
         "scores": dict(scores),
@@ -218,7 +217,11 @@ def train_all(
         tuner = tune.Tuner(
             tune.with_resources(train_and_score, config.needs),
             param_space=point,
-            tune_config=tune.TuneConfig(max_concurrent_trials=config.side_by_side),
+            tune_config=tune.TuneConfig(
+                max_concurrent_trials=config.side_by_side,
+                trial_name_creator=lambda trial: Path(trial.config["folder"]).name,
+                trial_dirname_creator=lambda trial: Path(trial.config["folder"]).name,
+            ),
             run_config=tune.RunConfig(
                 name="tune",
                 storage_path=str(output),

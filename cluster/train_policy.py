@@ -187,8 +187,13 @@ class TrainPolicyRun:
 
     @property
     def data_path(self) -> Path:
-        """Where the recordings are, absolute, as processes may start elsewhere."""
+        """Where the recordings are, absolute."""
         return sample_path() if self.data == "sample" else Path(self.data).resolve()
+
+    @property
+    def for_actors(self) -> "TrainPolicyRun":
+        """The run as actors are told it, who may begin in another folder."""
+        return self if self.data == "sample" else replace(self, data=str(self.data_path))
 
 
 def run(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
@@ -332,7 +337,7 @@ def start_actors(
 ) -> ActorPool:
     """Start the actors of a run, as many as `actors` says, and wait for them."""
     actor = ray.remote(RolloutActor).options(**actors.options)
-    make = functools.partial(make_env, config, service)
+    make = functools.partial(make_env, config.for_actors, service)
 
     def make_actor(index: int) -> Any:
         return actor.remote(

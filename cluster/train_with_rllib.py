@@ -75,7 +75,7 @@ def train_with_rllib(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
     ):
         algo = algorithm(
             config.learner,
-            functools.partial(make_rllib_env, config, service),
+            functools.partial(make_rllib_env, config.for_actors, service),
             config.policy,
             loss=config.loss,
             optimizer=config.optimizer,

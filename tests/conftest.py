@@ -1,7 +1,10 @@
 """What tests of several rooms share."""
 
 import importlib.util
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -9,6 +12,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+# What a local cluster asks for by default; read once, so those who connect must say it in time.
+os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def load(name):
@@ -32,6 +37,39 @@ def synthetic():
 def synthetic_segment(synthetic):
     """A segment of 100 frames, 64 x 128, of a gentle curve on a textured plane, with depth."""
     return synthetic.make_segment()
+
+
+HEAD = """
+import sys
+import ray
+ray.init(
+    address="local",
+    num_cpus=8,
+    include_dashboard=False,
+    object_store_memory=1_000_000_000,
+    log_to_driver=False,
+    _node_ip_address="127.0.0.1",
+)
+print(ray.get_runtime_context().gcs_address, flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture(scope="session")
+def ray_head():
+    """The address of a Ray cluster that is up until the last test: to start one takes seconds."""
+    with subprocess.Popen(
+        [sys.executable, "-c", HEAD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as head:
+        assert head.stdout is not None
+        yield head.stdout.readline().strip()
+        # The end of its input is what it waits for.
+
+
+@pytest.fixture
+def shared_ray(ray_head, monkeypatch):
+    """Have the jobs of a test connect to the cluster that is up, where they would start one."""
+    monkeypatch.setenv("RAY_ADDRESS", ray_head)
 
 
 @pytest.fixture

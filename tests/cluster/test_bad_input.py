@@ -89,6 +89,7 @@ def test_images_of_a_wrong_size(train, overrides, words):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_recordings_without_depth(recordings, tiny, tmp_path):
     flat = [
         replace(segment, depths={camera: [None] * len(segment) for camera in segment.cameras})
@@ -101,6 +102,7 @@ def test_recordings_without_depth(recordings, tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_images_of_a_shape_that_no_camera_has(recordings, tiny, tmp_path):
     square = [f"{part}.height=32" for part in ("policy", "env", "world")]
     said = sentence(drive(tmp_path, "train-policy", f"data={recordings}", *tiny, *square))

@@ -33,6 +33,7 @@ def test_rollouts_are_timed_and_the_phases_add_up(small_bench, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_actors_are_measured_beside_the_process(small_bench, tmp_path):
     figures = bench_rollout(small_bench("actors=[1]", "num_functions=0"), tmp_path)
     assert set(figures["steps_per_second"]) == {"process", "ray_1"}

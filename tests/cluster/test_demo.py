@@ -24,6 +24,7 @@ def test_a_drive_is_measured(recordings):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_a_stage_leaves_what_its_command_leaves(recordings, tiny, tmp_path, caplog):
     baseline = DemoRun().baseline
     assert baseline

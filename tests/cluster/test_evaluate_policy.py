@@ -173,6 +173,7 @@ def test_a_missing_scenario_file_is_named(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.skipif(assets_missing(), reason="MetaDrive's assets: run cluster/setup.sh")
+@pytest.mark.usefixtures("shared_ray")
 def test_drivers_are_compared_in_metadrive_and_everything_is_left_behind(scenario_file, tmp_path):
     untrained = str(tiny_policy(tmp_path / "policy"))
     config = EvaluatePolicyRun(

@@ -182,7 +182,7 @@ def test_a_folder_without_runs_is_said_and_a_missing_one_too(tmp_path, capfd, mo
 
 
 def test_the_search_does_not_go_into_what_jobs_leave(tmp_path):
-    for name in ("a", "a/b", "a/checkpoints/step_000001"):
+    for name in ("a", "a/b", "a/checkpoints/step_000001", "a/tune/trial"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         (tmp_path / name / "run.yaml").write_text("# drive record\n")
     assert list(find_runs(tmp_path)) == [tmp_path / "a", tmp_path / "a" / "b"]

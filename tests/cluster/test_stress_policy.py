@@ -31,6 +31,7 @@ def config(tmp_path):
 @pytest.mark.slow
 @pytest.mark.skipif(assets_missing(), reason="MetaDrive's assets: run cluster/setup.sh")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("shared_ray")
 def test_everything_is_driven_once_and_a_stopped_run_goes_on(config, tmp_path, monkeypatch):
     figures = run(config, tmp_path)
     passed = figures["passed"]["straight"]
@@ -61,6 +62,7 @@ def test_everything_is_driven_once_and_a_stopped_run_goes_on(config, tmp_path, m
     assert [item.point for item in todo] == [json.loads(rows[-1])["point"]]
 
 
+@pytest.mark.usefixtures("shared_ray")
 def test_drives_of_another_policy_are_not_taken_over(config, tmp_path):
     (tmp_path / "drives.jsonl").write_text(json.dumps({"drivers": {"a": "b"}}) + "\n")
     with pytest.raises(ValueError, match="of other policies or another noise"):

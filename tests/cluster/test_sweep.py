@@ -48,6 +48,7 @@ def never(*args, **kwargs):
 @pytest.mark.slow
 @pytest.mark.skipif(assets_missing(), reason="MetaDrive's assets: run cluster/setup.sh")
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("shared_ray")
 def test_policies_are_trained_scored_and_compared(config, tmp_path, monkeypatch):
     output = tmp_path / "sweep"
     with pytest.raises(ValueError, match=r"^lost-seed_3: .*nowhere.parquet"):

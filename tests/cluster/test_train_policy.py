@@ -120,6 +120,7 @@ def driving_processes() -> list[psutil.Process]:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_on_policy_run_leaves_a_policy_and_its_figures(tiny, tmp_path):
     figures = run(tiny, tmp_path)
     rollouts = figures["rollouts"]
@@ -139,6 +140,7 @@ def test_on_policy_run_leaves_a_policy_and_its_figures(tiny, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("shared_ray")
 def test_an_actor_killed_in_mid_run_is_counted_and_replaced(tiny, tmp_path):
     # More room than is ever filled: the actor is always driving when it is hit.
     config = replace(tiny, num_steps=12, queue=replace(tiny.queue, capacity=1000))
@@ -315,4 +317,7 @@ def test_the_baseline_differs_in_nothing_but_what_it_learns_from():
 
 def test_data_is_found_from_anywhere(tiny):
     assert replace(tiny, data="drives").data_path == Path.cwd() / "drives"
-    assert replace(tiny, data="sample").data_path.name == "sample.parquet"
+    sample = replace(tiny, data="sample")
+    assert sample.data_path.name == "sample.parquet"
+    assert replace(tiny, data="drives").for_actors.data == str(Path.cwd() / "drives")
+    assert sample.for_actors == sample  # each machine has its own
