@@ -28,7 +28,7 @@ from cluster.local_server import LocalServer
 from cluster.progress import CONSOLE
 from cluster.service_http import make_app
 from cluster.train_policy import RayConfig
-from drive_learner.local_cluster import local_cluster
+from drive_learner.local_cluster import ALONE, local_cluster
 from world_model.service_config import ServiceConfig
 
 log = logging.getLogger(__name__)
@@ -77,8 +77,9 @@ def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
             return {"name": config.name, "model": str(config.service.folder), "replaced": True}
         with serving(config.service, config.name):
             address = ray.get_runtime_context().gcs_address
+            told = f"{ALONE}=0 " if os.environ.get(ALONE) == "0" else ""
             CONSOLE.print(
-                f"{config.name} is up: RAY_ADDRESS={address} drive train-policy "
+                f"{config.name} is up: {told}RAY_ADDRESS={address} drive train-policy "
                 f"cluster/runs/world_model.yaml service_name={config.name}; Ctrl-C ends it",
                 highlight=False,
                 markup=False,

@@ -4,16 +4,19 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 
 QUIET = {
     "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }
+ALONE = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR
+"""Is 0 in the environment of those who use a cluster that listens on 127.0.0.1 alone."""
 
 
 @contextmanager
@@ -24,11 +27,13 @@ def local_cluster(
 
     With RAY_ADDRESS set, that is the cluster and the arguments say nothing. Otherwise one is
     started, bound to 127.0.0.1, with `num_cpus` (default: all cores), and stopped at the end.
+    Processes that are to connect to it, too, need the environment of the block.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
     options: dict[str, Any] = {"logging_level": logging.WARNING, "log_to_driver": True}
-    if "RAY_ADDRESS" not in os.environ:
+    is_ours = "RAY_ADDRESS" not in os.environ
+    if is_ours:
         options |= {
             "address": "local",
             "num_cpus": num_cpus,
@@ -36,11 +41,31 @@ def local_cluster(
             "include_dashboard": dashboard,
             "_node_ip_address": "127.0.0.1",
         }
-    ray.init(**options)
+    with alone() if is_ours or os.environ.get(ALONE) == "0" else nullcontext():
+        ray.init(**options)
+        try:
+            yield
+        finally:
+            # Serve would go on speaking to the cluster that is gone, in this process's next one.
+            if is_ours and (serve := sys.modules.get("ray.serve")) is not None:
+                serve.shutdown()
+            ray.shutdown()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Have Ray keep to 127.0.0.1 in the block, here and in processes that are started.
+
+    It takes that address for the machine's name in the network and listens there, unless it is told
+    that there are no clusters, as on macOS; a process reads that once, as it imports Ray.
+    """
+    told, known = os.environ.get(ALONE), ray_constants.ENABLE_RAY_CLUSTER
+    os.environ[ALONE], ray_constants.ENABLE_RAY_CLUSTER = "0", False
     try:
         yield
     finally:
-        # Serve would go on speaking to the cluster that is gone, in this process's next one.
-        if "address" in options and (serve := sys.modules.get("ray.serve")) is not None:
-            serve.shutdown()
-        ray.shutdown()
+        ray_constants.ENABLE_RAY_CLUSTER = known
+        if told is None:
+            del os.environ[ALONE]
+        else:
+            os.environ[ALONE] = told

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
-# What a local cluster asks for by default; read once, so those who connect must say it in time.
+# What a local cluster asks for by default. It is read as Ray is imported, so no test may be before.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
@@ -42,16 +42,10 @@ def synthetic_segment(synthetic):
 HEAD = """
 import sys
 import ray
-ray.init(
-    address="local",
-    num_cpus=8,
-    include_dashboard=False,
-    object_store_memory=1_000_000_000,
-    log_to_driver=False,
-    _node_ip_address="127.0.0.1",
-)
-print(ray.get_runtime_context().gcs_address, flush=True)
-sys.stdin.read()
+from drive_learner.local_cluster import local_cluster
+with local_cluster(num_cpus=8, object_store_mb=1000):
+    print(ray.get_runtime_context().gcs_address, flush=True)
+    sys.stdin.read()
 """
 
 
@@ -69,7 +63,10 @@ def ray_head():
 @pytest.fixture
 def shared_ray(ray_head, monkeypatch):
     """Have the jobs of a test connect to the cluster that is up, where they would start one."""
+    from drive_learner.local_cluster import ALONE
+
     monkeypatch.setenv("RAY_ADDRESS", ray_head)
+    monkeypatch.setenv(ALONE, "0")
 
 
 @pytest.fixture

@@ -59,7 +59,8 @@ def wait_for(expected):
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_counters_only_grow_also_when_a_run_is_resumed():
+def test_counters_only_grow_also_when_a_run_is_resumed(monkeypatch):
+    monkeypatch.setenv("RAY_metrics_report_interval_ms", "1000")
     run = ("run", "mine")
     started = ("ray_drive_rollouts_started_total", run)
     lost = ("ray_drive_rollouts_discarded_total", ("cause", "actor_lost"), run)
