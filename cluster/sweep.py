@@ -1,8 +1,8 @@
 """`drive sweep`: train policies that differ in what you name, score each, compare them in a table.
 
 Each policy is trained with several seeds and scored on several suites; Ray Tune runs them,
-`side_by_side` at once, and tries again what died. `report.html` and `table.md` compare them with
-95 % intervals, `results.json` has every figure. `drive status` shows those under way.
+`side_by_side` at once, and tries again what died. After each, `report.html` and `table.md` compare
+them with 95 % intervals, and `results.json` has every figure. `drive status` shows those under way.
 
 Each policy is in a folder of its own, as `drive train-policy` leaves it. What was recorded, trained
 or scored is not done again: a sweep can be interrupted, and policies, seeds and scores can be added
@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -127,15 +127,19 @@ def run(config: SweepRun, output: Path) -> dict[str, Any]:
     for name, recording in recordings.items():
         record_once(recording, output / "recordings" / name)
     scores = {name_of(score): dump(score) for score in config.scores}
-    problems = train_all(config, list(folders.values()), scores, output)
-    rows = [
-        row
-        for (name, seed), folder in folders.items()
-        if (row := row_of(name, seed, folder, scores)) is not None
-    ]
-    results = {f"{row.policy}-seed_{row.seed}": vars(row) for row in rows}
-    write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
-    figures = write_page(output, rows, list(scores))
+
+    def write() -> dict[str, Any]:
+        rows = [
+            row
+            for (name, seed), folder in folders.items()
+            if (row := row_of(name, seed, folder, scores)) is not None
+        ]
+        results = {f"{row.policy}-seed_{row.seed}": vars(row) for row in rows}
+        write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
+        return write_page(output, rows, list(scores))
+
+    problems = train_all(config, list(folders.values()), scores, output, write)
+    figures = write()
     if problems:
         raise ValueError("; ".join(f"{name}: {problem}" for name, problem in problems.items()))
     return figures
@@ -194,9 +198,16 @@ def suite(score: str) -> str:
 
 
 def train_all(
-    config: SweepRun, folders: Sequence[Path], scores: Mapping[str, str], output: Path
+    config: SweepRun,
+    folders: Sequence[Path],
+    scores: Mapping[str, str],
+    output: Path,
+    on_done: Callable[[], object],
 ) -> dict[str, str]:
-    """Train and score with Ray Tune what is not done; return what could not be done, and why."""
+    """Train and score with Ray Tune what is not done; return what could not be done, and why.
+
+    on_done: called after each policy.
+    """
     waiting = [folder for folder in folders if not is_done(folder, scores)]
     if not waiting:
         return {}
@@ -212,7 +223,7 @@ def train_all(
     with (
         local_cluster(object_store_mb=1000 * (1 + config.side_by_side)),
         progress("policies", len(folders), done=done) as meter,
-        watching(meter, folders, scores),
+        watching(meter, folders, scores, on_done),
     ):
         tuner = tune.Tuner(
             tune.with_resources(train_and_score, config.needs),
@@ -244,13 +255,23 @@ def train_all(
 
 
 @contextmanager
-def watching(meter: Meter, folders: Sequence[Path], scores: Mapping[str, str]) -> Iterator[None]:
+def watching(
+    meter: Meter,
+    folders: Sequence[Path],
+    scores: Mapping[str, str],
+    on_done: Callable[[], object],
+) -> Iterator[None]:
     """Show on the meter, while the block runs, how far the policies under way have come."""
     ended = threading.Event()
 
     def watch() -> None:
+        known = -1  # so that those that an earlier sweep has done are written, too
         while not ended.wait(SECONDS_BETWEEN_LOOKS):
-            meter.update(sum(is_done(folder, scores) for folder in folders), under_way(folders))
+            done = sum(is_done(folder, scores) for folder in folders)
+            meter.update(done, under_way(folders))
+            if done > max(known, 0):
+                on_done()
+            known = done
 
     thread = threading.Thread(target=watch, daemon=True)
     thread.start()

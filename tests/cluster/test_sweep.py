@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,8 +9,9 @@ from cluster import sweep, sweep_trial
 from cluster.config import load
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
+from cluster.progress import progress
 from cluster.record import RecordRun
-from cluster.sweep import SweepRun, as_said, record_once, run
+from cluster.sweep import SweepRun, as_said, record_once, run, watching
 from cluster.sweep_page import Row, write_page
 from cluster.sweep_trial import JobError, do, train_and_score
 from cluster.train_policy import TrainPolicyRun
@@ -71,6 +73,24 @@ def test_policies_are_trained_scored_and_compared(config, tmp_path, monkeypatch)
     longer = {"small": (*config.policies["small"], "num_steps=3")}
     with pytest.raises(ValueError, match="training with other settings: choose another output"):
         run(replace(config, policies=longer), output)
+
+
+def test_the_table_is_written_after_every_policy(tmp_path, monkeypatch):
+    folders, done, written = [tmp_path / "a", tmp_path / "b"], set(), []
+    monkeypatch.setattr(sweep, "is_done", lambda folder, scores: folder in done)
+    monkeypatch.setattr(sweep, "SECONDS_BETWEEN_LOOKS", 0.01)
+    with (
+        progress("policies", 2) as meter,
+        watching(meter, folders, {}, lambda: written.append(len(done))),
+    ):
+        for folder in folders:
+            done.add(folder)
+            end = time.monotonic() + 30
+            while written[-1:] != [len(done)]:
+                assert time.monotonic() < end
+                time.sleep(0.01)
+    assert written == [1, 2]
+    assert meter.done == 2
 
 
 @pytest.fixture
