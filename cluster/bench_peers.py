@@ -29,6 +29,7 @@ from typing import Any, Literal
 from cluster.peer import PeerError, PeerProcess, ours_command, sample_factory_command
 from cluster.peer_process import policy_config
 from cluster.progress import Meter, progress
+from cluster.report import Table
 
 log = logging.getLogger(__name__)
 
@@ -294,6 +295,5 @@ COLUMNS = {
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows as a Markdown table."""
-    lines = [list(COLUMNS.values()), ["---"] * len(COLUMNS)]
-    lines += [[str(row.get(name, "")) for name in COLUMNS] for row in rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    cells = [[row.get(name, "") for name in COLUMNS] for row in rows]
+    return Table(header=list(COLUMNS.values()), rows=cells).markdown

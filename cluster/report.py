@@ -45,6 +45,12 @@ class Table:
                 f"table {self.heading!r}: {len(self.marks)} marks for {len(self.rows)} rows"
             )
 
+    @property
+    def markdown(self) -> str:
+        """The table for a README."""
+        lines = [self.header, ["---"] * len(self.header), *self.rows]
+        return "".join(f"| {' | '.join(map(str, line))} |\n" for line in lines)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Picture:
@@ -69,6 +75,11 @@ class Video:
 
 
 Part = Text | Table | Picture | Video
+
+
+def decimal(value: float | None) -> str:
+    """Write a figure that may be missing."""
+    return "" if value is None else f"{value:.3f}"
 
 
 def write_report(path: Path, title: str, parts: Sequence[Part]) -> None:

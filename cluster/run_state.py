@@ -20,13 +20,8 @@ from drive_envs.checkpoint import NAME, checkpoints
 
 State = Literal["running", "done", "failed", "interrupted", "killed", "elsewhere", "unknown"]
 DEPTH = 4  # of folders that are searched
-NOT_RUNS = {
-    "checkpoints",
-    "tensorboard",
-    "videos",
-    "ray_train",
-    "tune",
-}  # what jobs leave in theirs
+# What jobs leave in theirs.
+NOT_RUNS = {"checkpoints", "tensorboard", "videos", "ray_train", "tune"}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -162,33 +162,38 @@ def record_once(recording: RecordRun, folder: Path) -> None:
     kept(path, settings, lambda: record.run(recording, folder))
 
 
+def figures_of(
+    folder: Path, scores: Mapping[str, str]
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]] | None:
+    """Read what training and each score of a policy gave, None where some of it is to be done."""
+    trained = found(folder / "trained.json", (folder / TRAINING).read_text())
+    scored = {
+        name: figures
+        for name, score in scores.items()
+        if (figures := found(folder / "scores" / name / "scored.json", score)) is not None
+    }
+    return None if trained is None or len(scored) < len(scores) else (trained, scored)
+
+
 def is_done(folder: Path, scores: Mapping[str, str]) -> bool:
     """Tell whether a policy is trained and has all its scores."""
-    return found(folder / "trained.json", (folder / TRAINING).read_text()) is not None and all(
-        found(folder / "scores" / name / "scored.json", score) is not None
-        for name, score in scores.items()
-    )
+    return figures_of(folder, scores) is not None
 
 
 def row_of(name: str, seed: int, folder: Path, scores: Mapping[str, str]) -> Row | None:
-    """Read the figures of one policy, None where it is not done."""
-    if not is_done(folder, scores):
+    """Return the figures of one policy, None where it is not done."""
+    if (figures := figures_of(folder, scores)) is None:
         return None
-    trained = found(folder / "trained.json", (folder / TRAINING).read_text())
-    scored = {
-        score: found(folder / "scores" / score / "scored.json", text) or {}
-        for score, text in scores.items()
-    }
-    assert trained is not None
+    trained, scored = figures
     return Row(
         policy=name,
         seed=seed,
         steps=trained["steps"],
         minutes=trained["seconds"] / 60,
         trajectory_mae=trained["trajectory_mae"],
-        passed={score: figures[suite(score)]["passed"] for score, figures in scored.items()},
-        total={score: figures[suite(score)]["total"] for score, figures in scored.items()},
-        mean_abs_lateral={score: fig["mean_abs_lateral"] for score, fig in scored.items()},
+        passed={score: one[suite(score)]["passed"] for score, one in scored.items()},
+        total={score: one[suite(score)]["total"] for score, one in scored.items()},
+        mean_abs_lateral={score: one["mean_abs_lateral"] for score, one in scored.items()},
     )
 
 

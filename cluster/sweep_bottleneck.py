@@ -28,7 +28,7 @@ from cluster.kept import claim, kept
 from cluster.leak_scenes import LeakScenesConfig, leak_scenes
 from cluster.output import write_text
 from cluster.probe_policy import ProbePolicyRun
-from cluster.report import Part, Picture, Table, Text, write_report
+from cluster.report import Part, Picture, Table, Text, decimal, write_report
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.probe import PROBES
 from drive_envs.scenarios import find_scenarios
@@ -191,11 +191,6 @@ def write_page(
 def title(bits: float | None) -> str:
     """Write a capacity."""
     return "none" if bits is None else f"{bits:g}"
-
-
-def decimal(value: float | None) -> str:
-    """Write a figure that may be missing."""
-    return "" if value is None else f"{value:.3f}"
 
 
 def interval(figure: Sequence[float]) -> str:

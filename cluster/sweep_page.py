@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from cluster.output import write_text
-from cluster.report import Part, Picture, Table, Text, write_report
+from cluster.report import Part, Picture, Table, Text, decimal, write_report
 
 CONFIDENCE = 0.95
 
@@ -51,7 +51,8 @@ def write_page(output: Path, rows: Sequence[Row], scores: Sequence[str]) -> dict
         ]
         for name, of in by_policy.items()
     ]
-    write_text(output / "table.md", markdown(header, cells))
+    table = Table(header=header, rows=cells, heading="Policies")
+    write_text(output / "table.md", table.markdown)
     png = draw(by_policy, scores[0])
     (output / "compare.png").write_bytes(png)
     each = [
@@ -67,7 +68,7 @@ def write_page(output: Path, rows: Sequence[Row], scores: Sequence[str]) -> dict
         for row in rows
     ]
     parts: list[Part] = [
-        Table(header=header, rows=cells, heading="Policies"),
+        table,
         Text(
             text="Passes of each seed; in brackets all of them, with Wilson's 95 % interval. "
             f"Distances are of {scores[0]}; of means over seeds it is Student's interval."
@@ -113,17 +114,6 @@ def mean_of(rows: Sequence[Row], value: Callable[[Row], float | None]) -> str:
         return f"{values[0]:.3f}"
     half = stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values)
     return f"{values.mean():.3f} ± {half:.3f}"
-
-
-def decimal(value: float | None) -> str:
-    """Write a figure that may be missing."""
-    return "" if value is None else f"{value:.3f}"
-
-
-def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Write a table for a README."""
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def draw(by_policy: dict[str, list[Row]], score: str) -> bytes:

@@ -81,7 +81,7 @@ def do(words: Sequence[str], output: Path, folder: Path, directory: Path) -> dic
             stderr=said,
             text=True,
             check=False,
-            preexec_fn=end_with_parent,
+            preexec_fn=interrupt_with_parent,
         )
         said.seek(begin)
         last = next((line for line in reversed(said.readlines()) if line.strip()), "").strip()
@@ -93,6 +93,6 @@ def do(words: Sequence[str], output: Path, folder: Path, directory: Path) -> dic
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def end_with_parent() -> None:
+def interrupt_with_parent() -> None:
     """Have the system interrupt this process when the one that started it ends, however."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

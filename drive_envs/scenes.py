@@ -213,5 +213,6 @@ def lane_change_near(desire: Int[np.ndarray, " rows"]) -> Bool[np.ndarray, " row
     """Tell at which rows a lane change is under way, or begins within `LANE_CHANGE_NEAR`."""
     near = np.zeros(len(desire), bool)
     for begin in np.flatnonzero(desire):
-        near[max(0, begin - round(LANE_CHANGE_NEAR / STEP)) : begin + round(DESIRE_TIME / STEP)] = 1
+        first = max(0, begin - round(LANE_CHANGE_NEAR / STEP))
+        near[first : begin + round(DESIRE_TIME / STEP)] = True
     return near

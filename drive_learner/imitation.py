@@ -9,6 +9,7 @@ depends on the seed and the step alone: a resumed run sees exactly what it would
 
 import logging
 import os
+import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -121,6 +122,7 @@ class DecodedRollouts:
         self._most_bytes = memory_mb * 1_000_000
         self._num_bytes = 0
         self._held: OrderedDict[tuple[int, int], tuple[Rollout, Rollout]] = OrderedDict()
+        self._reading = threading.Lock()  # an open Parquet file is not for several threads
         self._threads = ThreadPoolExecutor(
             max_workers=os.cpu_count(), thread_name_prefix="decode-recordings"
         )
@@ -140,8 +142,10 @@ class DecodedRollouts:
         return [(found | decoded)[key] for key in keys]
 
     def _decode(self, stretch: Stretch) -> Decoded:
-        segment, rows = self._segments[stretch.segment], stretch.rows
+        rows = stretch.rows
         try:
+            with self._reading:
+                segment = self._segments[stretch.segment]
             images = images_of(segment, rows, *self._size)
         except SegmentError as error:
             return error
