@@ -67,6 +67,11 @@ def load(schema: type[Config], path: Path | None = None, overrides: Iterable[str
     return build_record(schema, tree, MISSING, Place(file=path, overridden=overridden))
 
 
+def load_text(schema: type[Config], text: str) -> Config:
+    """Build a `schema` from what `dump` wrote; ConfigError when it is not of this schema."""
+    return build_record(schema, parse(text) or {}, MISSING, Place(file=None, overridden=()))
+
+
 def dump(config: object) -> str:
     """Write `config` as the YAML that `load` reads back to an equal value."""
     return format_yaml(TypeAdapter(type(config)).dump_python(config, mode="json"))

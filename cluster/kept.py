@@ -5,10 +5,11 @@ A figure is made once for the settings that it was made with; a folder belongs t
 
 import json
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cluster.config import dump, load
+from cluster.config import Config, ConfigError, dump, load, load_text
 from cluster.output import plain, write_text
 from cluster.train_policy import TrainPolicyRun
 
@@ -24,19 +25,31 @@ def claim(folder: Path, training: TrainPolicyRun) -> None:
     write_text(path, dump(training))
 
 
-def kept(path: Path, settings: str, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
+def kept(path: Path, run: object, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
     """Read the figures that were made with these settings, or make them and write them down."""
-    if (figures := found(path, settings)) is not None:
+    if (figures := found(path, run)) is not None:
         return figures
     figures = plain(make())
-    write_text(path, json.dumps({"settings": settings, "figures": figures}, indent=1) + "\n")
+    write_text(path, json.dumps({"settings": dump(run), "figures": figures}, indent=1) + "\n")
     return figures
 
 
-def found(path: Path, settings: str) -> dict[str, Any] | None:
-    """Read the figures that were made with these settings; None where there are none."""
+def found(path: Path, run: object) -> dict[str, Any] | None:
+    """Read the figures that were made with these settings; None where there are none.
+
+    A setting that there was not yet when they were made counts as having had its default.
+    """
     if path.exists():
         stored = json.loads(path.read_text())
-        if stored["settings"] == settings:
+        if settings(type(run), stored["settings"]) == run:
             return stored["figures"]
     return None
+
+
+@lru_cache(maxsize=1000)
+def settings(schema: type[Config], text: str) -> Config | None:
+    """Read settings as they were written down; None where they are not of this schema any more."""
+    try:
+        return load_text(schema, text)
+    except ConfigError:
+        return None

@@ -24,7 +24,7 @@ from cluster import record
 from cluster.config import Config, dump, load
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
-from cluster.kept import TRAINING, claim, found, kept
+from cluster.kept import TRAINING, claim, found, kept, settings
 from cluster.output import write_text
 from cluster.progress import Meter, progress
 from cluster.record import RecordRun
@@ -41,6 +41,7 @@ SECONDS_BETWEEN_LOOKS = 2.0
 ON_THE_HEAD = "node:__internal_head__"  # a resource that every head node has
 
 Words = tuple[str, ...]
+Scores = Mapping[str, EvaluatePolicyRun]  # by name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +127,7 @@ def run(config: SweepRun, output: Path) -> dict[str, Any]:
         claim(folders[point], training)
     for name, recording in recordings.items():
         record_once(recording, output / "recordings" / name)
-    scores = {name_of(score): dump(score) for score in config.scores}
+    scores = {name_of(score): score for score in config.scores}
 
     def write() -> dict[str, Any]:
         rows = [
@@ -150,8 +151,8 @@ def record_once(recording: RecordRun, folder: Path) -> None:
 
     ValueError where the path has others.
     """
-    path, settings = recording.path.with_suffix(".json"), dump(recording)
-    if recording.path.exists() and found(path, settings) is None:
+    path = recording.path.with_suffix(".json")
+    if recording.path.exists() and found(path, recording) is None:
         raise ValueError(
             f"{recording.path} was recorded otherwise: give these recordings another path, "
             "or remove it"
@@ -159,14 +160,15 @@ def record_once(recording: RecordRun, folder: Path) -> None:
     if not recording.path.exists():
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
-    kept(path, settings, lambda: record.run(recording, folder))
+    kept(path, recording, lambda: record.run(recording, folder))
 
 
 def figures_of(
-    folder: Path, scores: Mapping[str, str]
+    folder: Path, scores: Scores
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]] | None:
     """Read what training and each score of a policy gave, None where some of it is to be done."""
-    trained = found(folder / "trained.json", (folder / TRAINING).read_text())
+    training = settings(TrainPolicyRun, (folder / TRAINING).read_text())
+    trained = found(folder / "trained.json", training)
     scored = {
         name: figures
         for name, score in scores.items()
@@ -175,12 +177,12 @@ def figures_of(
     return None if trained is None or len(scored) < len(scores) else (trained, scored)
 
 
-def is_done(folder: Path, scores: Mapping[str, str]) -> bool:
+def is_done(folder: Path, scores: Scores) -> bool:
     """Tell whether a policy is trained and has all its scores."""
     return figures_of(folder, scores) is not None
 
 
-def row_of(name: str, seed: int, folder: Path, scores: Mapping[str, str]) -> Row | None:
+def row_of(name: str, seed: int, folder: Path, scores: Scores) -> Row | None:
     """Return the figures of one policy, None where it is not done."""
     if (figures := figures_of(folder, scores)) is None:
         return None
@@ -205,7 +207,7 @@ def suite(score: str) -> str:
 def train_all(
     config: SweepRun,
     folders: Sequence[Path],
-    scores: Mapping[str, str],
+    scores: Scores,
     output: Path,
     on_done: Callable[[], object],
 ) -> dict[str, str]:
@@ -221,7 +223,7 @@ def train_all(
     os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths in runs are meant from here
     point = {
         "folder": tune.grid_search([str(folder) for folder in waiting]),
-        "scores": dict(scores),
+        "scores": {name: dump(score) for name, score in scores.items()},
         "directory": str(Path.cwd()),
     }
     done = len(folders) - len(waiting)
@@ -263,7 +265,7 @@ def train_all(
 def watching(
     meter: Meter,
     folders: Sequence[Path],
-    scores: Mapping[str, str],
+    scores: Scores,
     on_done: Callable[[], object],
 ) -> Iterator[None]:
     """Show on the meter, while the block runs, how far the policies under way have come."""

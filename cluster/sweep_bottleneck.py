@@ -22,7 +22,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from cluster import evaluate_policy, probe_policy, train_policy
-from cluster.config import dump
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.kept import claim, kept
 from cluster.leak_scenes import LeakScenesConfig, leak_scenes
@@ -112,7 +111,7 @@ def figures_of(
     training: TrainPolicyRun, score: EvaluatePolicyRun, probe: ProbePolicyRun, folder: Path
 ) -> dict[str, Any]:
     """Train, score and probe one policy, as far as that is not done."""
-    trained = kept(folder / "trained.json", "", lambda: train_policy.run(training, folder))
+    trained = kept(folder / "trained.json", training, lambda: train_policy.run(training, folder))
     score = replace(score, policy=str(folder))
     probe = replace(probe, policy=str(folder))
 
@@ -134,8 +133,8 @@ def figures_of(
         "seed": training.seed,
         "seconds": trained["seconds"],
         "trajectory_mae": trained["trajectory_mae"],
-        **kept(folder / "scored.json", dump(score), scored),
-        "probe": kept(folder / "probed.json", dump(probe), probed),
+        **kept(folder / "scored.json", score, scored),
+        "probe": kept(folder / "probed.json", probe, probed),
     }
 
 

@@ -17,8 +17,11 @@ from typing import Any
 
 import ray
 
+from cluster.config import load, load_text
+from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.kept import TRAINING, kept
 from cluster.output import write_text
+from cluster.train_policy import TrainPolicyRun
 
 CODE = Path(__file__).parent.parent
 OUTPUT = "output.txt"  # what its jobs say, in the policy's folder
@@ -41,7 +44,7 @@ def train_and_score(point: Mapping[str, Any]) -> dict[str, str]:
     if not (folder / TRAINING).exists():
         there = f"{folder} is not there on {ray.util.get_node_ip_address()}"
         return {"problem": f"{there}: a sweep's output must be a folder that all nodes share"}
-    training = (folder / TRAINING).read_text()
+    training = load(TrainPolicyRun, folder / TRAINING)
     try:
         kept(
             folder / "trained.json",
@@ -55,7 +58,7 @@ def train_and_score(point: Mapping[str, Any]) -> dict[str, str]:
             words = ["evaluate-policy", str(pages / "score.yaml"), f"policy={folder}"]
             kept(
                 pages / "scored.json",
-                score,
+                load_text(EvaluatePolicyRun, score),
                 lambda words=words, pages=pages: do(words, pages, folder, directory),
             )
     except JobError as error:

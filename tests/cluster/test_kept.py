@@ -1,9 +1,20 @@
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 
+from cluster.config import dump
 from cluster.kept import claim, found, kept
 from cluster.train_policy import TrainPolicyRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Older:
+    steps: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Newer(Older):
+    rate: float = 0.5
 
 
 def never():
@@ -12,11 +23,25 @@ def never():
 
 def test_figures_are_kept_as_long_as_the_settings_are(tmp_path):
     path = tmp_path / "kept.json"
-    assert found(path, "a: 1") is None
-    assert kept(path, "a: 1", lambda: {"x": float("nan")}) == {"x": None}
-    assert kept(path, "a: 1", never) == {"x": None}
-    assert kept(path, "a: 2", lambda: {"x": 2}) == {"x": 2}
-    assert found(path, "a: 1") is None
+    assert found(path, Older()) is None
+    assert kept(path, Older(), lambda: {"x": float("nan")}) == {"x": None}
+    assert kept(path, Older(), never) == {"x": None}
+    assert kept(path, Older(steps=4), lambda: {"x": 2}) == {"x": 2}
+    assert found(path, Older()) is None
+
+
+def test_a_setting_that_is_new_had_its_default(tmp_path):
+    path = tmp_path / "kept.json"
+    kept(path, Older(), lambda: {"x": 1})
+    assert kept(path, Newer(), never) == {"x": 1}
+    assert found(path, Newer(rate=0.6)) is None
+    assert "rate" not in dump(Older())
+
+
+def test_figures_of_settings_that_cannot_be_read_any_more_are_made_again(tmp_path):
+    path = tmp_path / "kept.json"
+    kept(path, Newer(), lambda: {"x": 1})
+    assert kept(path, Older(), lambda: {"x": 2}) == {"x": 2}
 
 
 def test_a_folder_is_of_one_training(tmp_path):
