@@ -5,13 +5,14 @@
                           `---reward---> scalar
 
 A scene begins with 2 s of recorded context, displaced as its start is, and ends when the car leaves
-the road (`terminated`) or reaches the anchor (`truncated`, from where a value may be bootstrapped).
+the road, or is too far from where the recorded one was at the time (`terminated`), or at the anchor
+(`truncated`, from where a value may be bootstrapped).
 All scenes of a batch start together; one that is over is frozen until the next reset.
 
 With `longitudinal: recorded` the car keeps the station of the recorded one along the path, faster
 on the outside of a curve and slower inside, so that the frame recorded at the same time remains
-the one to look at. The environment knows nothing of policies, and nothing of where its world's
-images come from.
+the one to look at. With `longitudinal: policy` it goes as fast as it is told. The environment knows
+nothing of policies, and nothing of where its world's images come from.
 """
 
 from collections.abc import Iterator, Sequence
@@ -63,7 +64,9 @@ class EnvConfig:
     `plan` is what the world itself plans, which must be a `PlanningWorld`. lateral_rate: 1/s, how
     fast the teacher leads back.
     max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
-    section 2: the warp's range is less than 4 m). How scenes are drawn is the sampler's.
+    section 2: the warp's range is less than 4 m). max_station_error: the same along the path, from
+    where the recorded car was at the time; infinity for never. How scenes are drawn is the
+    sampler's.
     """
 
     width: int = 128
@@ -75,6 +78,7 @@ class EnvConfig:
     lateral_rate: float = LATERAL_RATE
     reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
     max_lateral_error: float = 4.0
+    max_station_error: float = 8.0
 
     def __post_init__(self) -> None:
         if self.longitudinal not in ("recorded", "policy"):
@@ -85,6 +89,10 @@ class EnvConfig:
             raise ValueError(f"teacher is '{self.teacher}'; use path or plan")
         if not 0 < self.max_lateral_error <= 20:
             raise ValueError(f"max_lateral_error is {self.max_lateral_error} m, not within 0..20")
+        if not self.max_station_error > 0:
+            raise ValueError(
+                f"max_station_error is {self.max_station_error} m, it must be positive"
+            )
 
 
 def observation_space(width: int, height: int) -> spaces.Space[Any]:
@@ -116,10 +124,10 @@ class DrivingVectorEnv(VectorEnv):
     are (batch, 2) float32, clipped to the car's limits.
 
     info, of reset and step: `teacher_plan` (batch, 33, 15) SI, `teacher_plan_valid` (batch, 33),
-    `teacher_action` (batch, 2), `lateral_error` m and `heading_error` rad (batch,), `pose` (batch,
-    3) world, `active` (batch,), and `seconds`, the wall time of this call by phase ("decode" is
-    part of "render"). reset also has `context`: the 9 observations before the first, (9, batch,
-    ...), and `recording` (batch,): the number of each scene's.
+    `teacher_action` (batch, 2), `lateral_error` m, `heading_error` rad and `station_error` m
+    (batch,), `pose` (batch, 3) world, `active` (batch,), and `seconds`, the wall time of this call
+    by phase ("decode" is part of "render"). reset also has `context`: the 9 observations before the
+    first, (9, batch, ...), and `recording` (batch,): the number of each scene's.
 
     `reset(seed, options)`: the same seed gives the same scenes and cars; `options["scenes"]` drives
     given scenes. Raises ValueError when world and config disagree on the images' size.
@@ -182,10 +190,14 @@ class DrivingVectorEnv(VectorEnv):
                 self._step += 1
             else:
                 jerk = torch.zeros(self.num_envs, dtype=torch.float64)
-            left = was_active & (self._offset.lateral.abs() > self.config.max_lateral_error)
+            ahead = self._station_error
+            left = was_active & (
+                (self._offset.lateral.abs() > self.config.max_lateral_error)
+                | (ahead.abs() > self.config.max_station_error)
+            )
             arrived = was_active & ~left & (self._step >= self._num_steps)
             earned = rewarding.reward(
-                self._offset.lateral, self._offset.heading, jerk, self.config.reward
+                self._offset.lateral, self._offset.heading, jerk, ahead, self.config.reward
             )
             earned = torch.where(was_active & ~left, earned, 0.0)
             self._active = was_active & ~left & ~arrived
@@ -263,9 +275,15 @@ class DrivingVectorEnv(VectorEnv):
                 "teacher_action": targets.action.float().numpy(),
                 "lateral_error": self._offset.lateral.float().numpy(),
                 "heading_error": self._offset.heading.float().numpy(),
+                "station_error": self._station_error.float().numpy(),
                 "pose": self._state.pose.numpy().copy(),
                 "active": self._active.numpy().copy(),
             }
+
+    @property
+    def _station_error(self) -> Tensor:
+        """Metres that the cars are ahead of the recorded ones."""
+        return self._offset.station - self._paths.station[:, NUM_PAST + self._step]
 
     def _targets(self) -> Targets:
         now = self._state, self._vehicle, self._step, self.config.lateral_rate

@@ -22,7 +22,7 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from drive_envs.geometry import matrix_from_quaternion, planar_from_matrix, wrap
-from drive_envs.plan import STEP
+from drive_envs.plan import MIN_SPEED, STEP
 from drive_envs.segment import Segment
 from drive_envs.vehicle import actions_from_poses
 
@@ -74,8 +74,14 @@ class RecordedPath:
 
     @cached_property
     def curvature(self) -> Float[Tensor, " num_rows"]:
-        """Curvature in 1/m at each row: the mean of the steps that lead to it and away from it."""
+        """Curvature in 1/m at each row: the mean of the steps that lead to it and away from it.
+
+        Where the car all but stands it is that of the last step before.
+        """
         step = actions_from_poses(self.poses, self.speed)[:, 0]
+        is_moving = self.poses[:, :2].diff(dim=0).norm(dim=-1) >= MIN_SPEED * STEP
+        latest = torch.where(is_moving, torch.arange(len(step)), -1).cummax(0).values
+        step = torch.where(latest >= 0, step[latest.clamp(min=0)], step)
         return torch.cat([step[:1], (step[:-1] + step[1:]) / 2, step[-1:]])
 
     @cached_property
@@ -169,22 +175,27 @@ class Paths:
         return torch.cat([rows[:, :-1], rows[:, 1:]], dim=-1)
 
     def at_station(self, station: Float[Tensor, "batch num_points"]) -> PathPoint:
-        """Look the path up by arc length: cubic (Hermite) positions, all else linear in a step."""
+        """Look the path up by arc length: cubic (Hermite) positions, all else linear in a step.
+
+        Before its first and beyond its last row the path is straight.
+        """
         last = self.station.shape[1] - 2
         index = (torch.searchsorted(self.station, station.contiguous(), right=True) - 1).clamp(
             0, last
         )
         begin, end = self.station.gather(1, index), self.station.gather(1, index + 1)
         length = (end - begin).clamp(min=1e-6)
-        u = ((station - begin) / length)[..., None]
+        u = ((station - begin) / length).clamp(0, 1)[..., None]
+        beyond = station[..., None] - begin[..., None] - u * length[..., None]
         values = self._steps.gather(1, index[..., None].expand(-1, -1, self._steps.shape[-1]))
         position, tangent = values[..., 0:2], length[..., None] * values[..., 3:5]
         position_end, tangent_end = values[..., 6:8], length[..., None] * values[..., 9:11]
         chord = position_end - position
         bend, twist = 3 * chord - 2 * tangent - tangent_end, tangent + tangent_end - 2 * chord
         slope = (values[..., 11] - values[..., 5]) / length
+        straight = torch.lerp(values[..., 3:5], values[..., 9:11], u)
         return PathPoint(
-            position=position + u * (tangent + u * (bend + u * twist)),
+            position=position + u * (tangent + u * (bend + u * twist)) + beyond * straight,
             yaw=torch.lerp(values[..., 2], values[..., 8], u[..., 0]),
             curvature=torch.lerp(values[..., 5], values[..., 11], u[..., 0]),
             curvature_slope=slope,

@@ -10,8 +10,10 @@ spring asks for no more than a, then
 
     e(t) = (e1 + (e1' + w e1) t) exp(-w t)
 
-and whoever follows such a plan for a while and plans again gets the rest of the same plan. A plan
-is this motion in the Frenet frame of the path, p(s) + e n(s), differentiated analytically, so its
+and whoever follows such a plan for a while and plans again gets the rest of the same plan. A car
+that is slower than `SLOW` gets back by driving, not by waiting: there t is counted in
+min(1, speed / SLOW) seconds a second, and does not go on while the car stands. A plan is this
+motion in the Frenet frame of the path, p(s) + e n(s), differentiated analytically, so its
 15 values agree.
 
 The action is the curvature of the same motion, begun at the state that the car will have when the
@@ -57,6 +59,8 @@ LATERAL_RATE = 0.9  # 1/s, w across the path unless it is said
 COMFORT = 2.0  # m/s^2, a across the path: the correction alone, not the path's own curve
 LEAST_COMFORT = 0.5  # m/s^2, even where a curve alone takes all that the car can do
 COMFORT_CURVATURE = 0.15  # 1/m, at low speed: what the correction may add to the path's curvature
+SLOW = 3.0  # m/s
+GRID = 0.2  # s between the points at which the time of slow cars is added up
 LONGITUDINAL_RATE = 0.5  # 1/s
 LONGITUDINAL_COMFORT = 1.5  # m/s^2
 
@@ -81,26 +85,33 @@ class Decay(NamedTuple):
 
 
 class Motion(NamedTuple):
-    """A motion along a path: velocity and acceleration are (tangential, normal) at `point`."""
+    """A motion along a path: velocity and acceleration are (tangential, normal) at `point`.
+
+    heading: of the velocity against the path, rad, known also where the car stands. curvature: of
+    the motion's track, 1/m.
+    """
 
     point: PathPoint
     lateral: Points
+    heading: Points
+    curvature: Points
     velocity: tuple[Points, Points]
     acceleration: tuple[Points, Points]
     valid: Bool[Tensor, "batch num_points"]
 
     @property
     def yaw_rate(self) -> Points:
-        """Turn of the velocity, rad/s; at less than `MIN_SPEED` as if at that speed."""
-        (forward, left), (along, across) = self.velocity, self.acceleration
-        squared_speed = (forward**2 + left**2).clamp(min=MIN_SPEED**2)
-        return (forward * across - left * along) / squared_speed
+        """Turn of the velocity, rad/s."""
+        return self.curvature * torch.hypot(*self.velocity)
 
-    @property
-    def curvature(self) -> Points:
-        """Curvature of the motion's track, 1/m."""
-        forward, left = self.velocity
-        return self.yaw_rate / torch.hypot(forward, left).clamp(min=MIN_SPEED)
+
+class Pace(NamedTuple):
+    """A motion along a path, the lateral part aside: station m, speed m/s, acceleration m/s^2."""
+
+    station: Points
+    speed: Points
+    acceleration: Points
+    valid: Bool[Tensor, "batch num_points"]
 
 
 def settle(error: Scenes, rate: Scenes, w: float, most: Scenes, time: Points) -> Decay:
@@ -127,6 +138,34 @@ def settle(error: Scenes, rate: Scenes, w: float, most: Scenes, time: Points) ->
     return Decay(value, change, torch.where(time < until, -braking, spring))
 
 
+def catch_up(
+    paths: Paths, ahead: Scenes, gain: Scenes, least: Scenes, start: Scenes, time: Points
+) -> Pace:
+    """Return the motion along the path of cars that are `ahead` m and gain `gain` m/s.
+
+    They do not go back, not behind `least` m either: who has come too far waits.
+    """
+    comfort = torch.full_like(gain, LONGITUDINAL_COMFORT)
+    lead = settle(ahead, gain, LONGITUDINAL_RATE, comfort, time)
+    recorded = paths.at_time(start[:, None] + time)
+    station = torch.maximum(recorded.station + lead.value, least[:, None]).cummax(1).values
+    speed = recorded.speed + lead.rate
+    push = recorded.acceleration + lead.acceleration
+    push = torch.where(speed > 0, push, push.clamp(min=0.0))
+    return Pace(station, speed.clamp(min=0.0), push, recorded.valid)
+
+
+def driven_time(pace: Pace, time: Points) -> Points:
+    """Count min(1, speed / SLOW) seconds a second, up to each `time`; `pace` is at every `GRID`."""
+    share = (pace.speed / SLOW).clamp(max=1.0)
+    sums = GRID * ((share[:, 1:] + share[:, :-1]) / 2).cumsum(1)
+    sums = torch.cat([torch.zeros_like(share[:, :1]), sums], dim=1)
+    index = (time / GRID).floor().long().clamp(0, share.shape[1] - 2)
+    begin, end = share.gather(1, index), share.gather(1, index + 1)
+    elapsed = time - GRID * index
+    return sums.gather(1, index) + elapsed * (begin + (end - begin) * elapsed / (2 * GRID))
+
+
 def convergence(
     paths: Paths,
     offset: PathOffset,
@@ -138,34 +177,60 @@ def convergence(
     """Return the motion that leads from an offset onto the recorded path.
 
     `offset` and `speed` are the car's at `start` seconds into the scene; the motion is evaluated at
-    `time` (batch, num_points) seconds after that. `lateral_rate` is w across the path, 1/s.
+    `time` (batch, num_points) seconds after that, rising. `lateral_rate` is w across the path, 1/s.
     """
     now = paths.at_time(start[:, None])
     here = paths.at_station(offset.station[:, None]).curvature[:, 0]
     metric = (1 - here * offset.lateral).clamp(min=MIN_METRIC)
-    rate = speed * offset.heading.sin()
+    ahead = offset.station - now.station[:, 0]
+    gain = speed * offset.heading.cos() / metric - now.speed[:, 0]
+    schedule = paths, ahead, gain, offset.station, start
+    pace = catch_up(*schedule, time)
+
+    # Derivatives by a slow car's own time are those of a car that is not slow.
+    driven, brisk = time, speed.clamp(min=SLOW)
+    if min(float(paths.speed.min()), float(speed.min())) < 2 * SLOW:
+        num_points = int(float(time.max()) / GRID) + 2
+        grid = GRID * torch.arange(num_points, dtype=torch.float64).expand(len(speed), -1)
+        driven = driven_time(catch_up(*schedule, grid), time)
+    rate = brisk * offset.heading.sin()
     # The correction adds to the curve's own acceleration, and the car does only so much in all.
     side = torch.sign(lateral_rate * offset.lateral + 2 * rate)
     room = (MAX_LATERAL_ACCELERATION + side * here * speed**2).clamp(min=LEAST_COMFORT, max=COMFORT)
-    comfort = torch.minimum(room, COMFORT_CURVATURE * speed**2).clamp(min=1e-3)
-    lateral = settle(offset.lateral, rate, lateral_rate, comfort, time)
+    comfort = torch.minimum(room, COMFORT_CURVATURE * brisk**2)
+    lateral = settle(offset.lateral, rate, lateral_rate, comfort, driven)
 
-    ahead = offset.station - now.station[:, 0]
-    gain = speed * offset.heading.cos() / metric - now.speed[:, 0]
-    comfort = torch.full_like(gain, LONGITUDINAL_COMFORT)
-    lead = settle(ahead, gain, LONGITUDINAL_RATE, comfort, time)
-
-    recorded = paths.at_time(start[:, None] + time)
-    point = paths.at_station(recorded.station + lead.value)
-    pace = (recorded.speed + lead.rate).clamp(min=0.0)
+    point = paths.at_station(pace.station)
     metric = (1 - point.curvature * lateral.value).clamp(min=MIN_METRIC)
-    push = (recorded.acceleration + lead.acceleration) * metric
-    bend = 2 * point.curvature * pace * lateral.rate
-    along = push - point.curvature_slope * pace**2 * lateral.value - bend
-    across = point.curvature * pace**2 * metric + lateral.acceleration
+    share = (pace.speed / SLOW).clamp(max=1.0)
+    change = torch.where(pace.speed < SLOW, pace.acceleration / SLOW, 0.0)
+    brisk = pace.speed.clamp(min=SLOW)
+    push = torch.where(pace.speed < SLOW, 0.0, pace.acceleration)
+    velocity = brisk * metric, lateral.rate
+    along, across = frenet_acceleration(point, metric, lateral, brisk, push)
+    squared_speed = velocity[0] ** 2 + velocity[1] ** 2
+    turn = velocity[0] * across - velocity[1] * along
     return Motion(
-        point, lateral.value, (pace * metric, lateral.rate), (along, across), recorded.valid
+        point=point,
+        lateral=lateral.value,
+        heading=torch.atan2(velocity[1], velocity[0]),
+        curvature=turn / squared_speed**1.5,
+        velocity=(share * velocity[0], share * velocity[1]),
+        acceleration=(
+            share**2 * along + change * velocity[0],
+            share**2 * across + change * velocity[1],
+        ),
+        valid=pace.valid,
     )
+
+
+def frenet_acceleration(
+    point: PathPoint, metric: Points, lateral: Decay, pace: Points, push: Points
+) -> tuple[Points, Points]:
+    """Return the (tangential, normal) acceleration of p(s) + e n(s): s' = pace, s'' = push."""
+    bend = 2 * point.curvature * pace * lateral.rate
+    along = push * metric - point.curvature_slope * pace**2 * lateral.value - bend
+    return along, point.curvature * pace**2 * metric + lateral.acceleration
 
 
 def plan_from_convergence(pose: Float[Tensor, "batch 3"], motion: Motion) -> Tensor:
@@ -177,13 +242,12 @@ def plan_from_convergence(pose: Float[Tensor, "batch 3"], motion: Motion) -> Ten
         along, across = vector
         return torch.stack([cos * along - sin * across, sin * along + cos * across], dim=-1)
 
-    forward, left = motion.velocity
     return plan_from_motion(
         pose,
         motion.point.position + in_world((torch.zeros_like(yaw), motion.lateral)),
         in_world(motion.velocity),
         in_world(motion.acceleration),
-        yaw + torch.atan2(left, forward),
+        yaw + motion.heading,
         motion.yaw_rate,
     )
 
@@ -207,9 +271,9 @@ def teach(
     time = TIMES.expand(batch, NUM_POINTS)
     motion = convergence(paths, offset, state.speed, start, time, lateral_rate)
     plan = plan_from_convergence(state.pose, motion)
-    forward, along = motion.velocity[0][:, 0], motion.acceleration[0][:, 0]
-    left, across = motion.velocity[1][:, 0], motion.acceleration[1][:, 0]
-    acceleration = (forward * along + left * across) / torch.hypot(forward, left).clamp(min=1e-3)
+    along, across = (part[:, 0] for part in motion.acceleration)
+    heading = motion.heading[:, 0]
+    acceleration = along * heading.cos() + across * heading.sin()
 
     latency = vehicle.delay + vehicle.lag
     pose = predict(state, vehicle, step, latency, acceleration)

@@ -51,6 +51,24 @@ def winding_path(num_rows=130, speed=12.0):
     )
 
 
+def stopping_path(curvature=0.0, wait=4.0, num_rows=120):
+    """Drive a circle at 8 m/s, stand from row 40 on for `wait` s, and be as fast 8 s later."""
+    substeps = 20
+    time = np.arange((num_rows - 1) * substeps + 1) * STEP / substeps
+    speed = np.interp(time, [4.0, 8.0, 8.0 + wait, 16.0 + wait], [8.0, 0.0, 0.0, 8.0])
+    station = np.concatenate([[0.0], np.cumsum((speed[1:] + speed[:-1]) / 2 * STEP / substeps)])
+    yaw = curvature * station
+    x = station * np.sinc(yaw / (2 * np.pi)) * np.cos(yaw / 2)
+    y = station * np.sinc(yaw / (2 * np.pi)) * np.sin(yaw / 2)
+    rows = torch.from_numpy(np.stack([time, x, y, yaw, speed], -1)[::substeps].copy())
+    return RecordedPath(
+        time=rows[:, 0],
+        poses=rows[:, 1:4].clone(),
+        speed=rows[:, 4],
+        desire=torch.zeros(num_rows, dtype=torch.int64),
+    )
+
+
 def texture(x, y):
     """Colour the ground at world (x, y): checks of 1.5 m on soft stripes, uint8 (..., 3)."""
     checks = (np.floor(x / 1.5) + np.floor(y / 1.5)) % 2

@@ -112,6 +112,28 @@ def test_standing_car_keeps_its_heading(synthetic_segment):
     assert found.lateral.item() == 0
 
 
+def test_a_car_that_stops_in_a_curve_stands_in_it(synthetic):
+    path = synthetic.stopping_path(curvature=0.02)
+    assert path.speed[40:45].abs().max() == 0
+    torch.testing.assert_close(path.curvature, torch.full((120,), 0.02).double(), atol=2e-5, rtol=0)
+
+
+def test_beyond_its_ends_a_path_is_straight(synthetic):
+    path = synthetic.stopping_path(curvature=0.02, wait=30.0)
+    paths = gather_paths([path], [20], 80)
+    end = paths.station[0, -1].item()
+    assert end == pytest.approx(48.0, abs=0.01)
+    point = paths.at_station(torch.tensor([[end, end + 7.0]]).double())
+    ahead = point.position[0, 1] - point.position[0, 0]
+    yaw = 0.02 * end
+    expected = 7.0 * torch.tensor([math.cos(yaw), math.sin(yaw)]).double()
+    torch.testing.assert_close(ahead, expected, atol=1e-3, rtol=0)
+    beyond = torch.tensor([[*point.position[0, 1].tolist(), yaw]]).double()
+    found = paths.project(beyond, torch.tensor([end]).double())
+    assert found.station.item() == pytest.approx(end + 7.0, abs=1e-3)
+    assert found.lateral.item() == pytest.approx(0, abs=1e-3)
+
+
 def test_scene_needs_its_context(synthetic):
     with pytest.raises(ValueError, match=r"row 8 of a path of 130 rows; it must lie in 9\.\.129"):
         gather_paths([synthetic.arc_path()], [8], 30)

@@ -6,9 +6,9 @@ import torch
 from drive_envs.reward import RewardConfig, reward
 
 
-def of(lateral=0.0, heading=0.0, jerk=0.0):
-    e, psi, j = (torch.tensor([float(x)]) for x in (lateral, heading, jerk))
-    return reward(e, psi, j, RewardConfig()).item()
+def of(lateral=0.0, heading=0.0, jerk=0.0, ahead=0.0):
+    errors = (torch.tensor([float(x)]) for x in (lateral, heading, jerk, ahead))
+    return reward(*errors, RewardConfig()).item()
 
 
 def test_perfect_driving_earns_one_and_each_scale_halves_it():
@@ -16,6 +16,7 @@ def test_perfect_driving_earns_one_and_each_scale_halves_it():
     assert of(lateral=0.5) == pytest.approx(0.5)
     assert of(heading=math.radians(-6)) == pytest.approx(0.5)
     assert of(jerk=5) == pytest.approx(0.5)
+    assert of(ahead=-4) == pytest.approx(0.5)
 
 
 def test_closer_is_better_even_far_away():

@@ -40,7 +40,7 @@ CORNERS = [
 ]
 
 
-def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0):
+def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0, num_steps=NUM_STEPS):
     def each(value, *shape):
         return torch.full((batch, *shape), value, dtype=torch.float64)
 
@@ -48,8 +48,8 @@ def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0):
         delay=each(delay),
         lag=each(lag),
         gain=each(gain),
-        wind=each(wind, NUM_STEPS + 1),
-        jitter=each(0.0, NUM_STEPS, 2),
+        wind=each(wind, num_steps + 1),
+        jitter=each(0.0, num_steps, 2),
     )
 
 
@@ -247,6 +247,85 @@ def test_speed_error_dies_out_on_the_recorded_schedule(synthetic):
     assert motion.acceleration[0][0, 0].item() == pytest.approx(0.25 * 2 + 2 * 0.5 * 1.0)
     end = motion.point.position[0, -1, 0].item()
     assert end == pytest.approx(paths.station[0, NUM_PAST + 50].item(), abs=0.2)
+
+
+def stop_and_go(synthetic, curvature, lateral, heading, faster):
+    """Drive 22 s behind a stop of 4 s, the speed as the teacher says: one row a step and car."""
+    paths = gather_paths([synthetic.stopping_path(curvature)] * len(lateral), [10] * 3, 110)
+    vehicle = cars(len(lateral), num_steps=110)
+    state = VehicleState(
+        pose=paths.displaced(NUM_PAST, lateral, heading),
+        speed=paths.speed[:, NUM_PAST] + faster,
+        curvature=paths.curvature[:, NUM_PAST],
+        commands=paths.curvature[:, NUM_PAST, None].repeat(1, 4),
+    )
+    station = paths.station[:, NUM_PAST]
+    for step in range(110):
+        offset = paths.project(state.pose, station)
+        targets = teach(paths, offset, state, vehicle, step)
+        ahead = offset.station - paths.station[:, NUM_PAST + step]
+        yield ahead, offset, state, targets
+        state = advance(state, targets.action, vehicle, step)
+        station = offset.station + STEP * state.speed
+
+
+@pytest.mark.parametrize("curvature", [0.0, -0.02])
+def test_a_car_stops_where_the_person_did_and_goes_on_with_him(synthetic, curvature):
+    lateral, heading, faster = torch.tensor(
+        [[1.0, 0.0, -0.5], [0.0, 0.0, 0.05], [0.0, 1.0, -1.0]], dtype=torch.float64
+    )
+    steps = list(stop_and_go(synthetic, curvature, lateral, heading, faster))
+    ahead = torch.stack([step[0] for step in steps])
+    speed = torch.stack([step[2].speed for step in steps])
+    plans = torch.stack([step[3].plan for step in steps])
+    assert ahead.abs().max() < 1.2
+    assert ahead[-1].abs().max() < 0.05
+    assert speed[34:48].max() < 0.1
+    assert speed[100:].min() > 7.5
+    assert steps[-1][1].lateral.abs().max() < 0.02
+    # Who stands neither slides to the side nor turns on the spot, and is not told to.
+    standing = plans[36]
+    near = TIMES < 1.0
+    assert standing[:, near][..., VELOCITY].norm(dim=-1).max() < 0.2
+    turn = standing[:, near][..., EULER][..., 2] - standing[:, :1, EULER][..., 2]
+    assert turn.abs().max() < 2e-3
+    assert plans.isfinite().all()
+
+
+def test_who_came_too_far_waits_and_does_not_go_back(synthetic):
+    paths = gather_paths([synthetic.stopping_path(0.0)], [42], NUM_STEPS)
+    zero = torch.zeros(1).double()
+    offset = PathOffset(paths.station[:, NUM_PAST] + 1.5, zero, zero)
+    motion = convergence(paths, offset, zero, zero, TIMES.expand(1, 33))
+    assert motion.velocity[0].min() >= 0
+    station = motion.point.position[0, :, 0]
+    assert (station.diff() >= 0).all()
+    assert station[0].item() == pytest.approx(offset.station.item())
+    assert motion.acceleration[0][0, 0].item() == 0
+    end = paths.station[0, NUM_PAST + 50].item()
+    assert station[-1].item() == pytest.approx(end, abs=0.2)
+
+
+def test_plan_of_a_slow_car_agrees_with_itself(synthetic):
+    """Beside a stop, too, every rate is the difference of what it is the rate of."""
+    paths = gather_paths([synthetic.stopping_path(0.02)] * 2, [36, 62], NUM_STEPS)
+    lateral, heading = torch.tensor([[0.8, -0.6], [-0.02, 0.02]]).double()
+    pose = paths.displaced(NUM_PAST, lateral, heading)
+    offset = paths.project(pose, paths.station[:, NUM_PAST])
+    speed, start = paths.speed[:, NUM_PAST], torch.zeros(2).double()
+    assert speed.min() < 3
+    # Off the rows, where a recorded acceleration jumps.
+    time = torch.arange(0.05, 8.0, 0.1, dtype=torch.float64).expand(2, -1)
+    one, two = (convergence(paths, offset, speed, start, t) for t in (time, time + 1e-4))
+    for motion in (one, two):
+        assert motion.velocity[0].min() >= 0
+    rate = (two.lateral - one.lateral) / 1e-4
+    torch.testing.assert_close(rate, one.velocity[1], atol=0.02, rtol=0)
+    rate = (two.velocity[1] - one.velocity[1]) / 1e-4
+    sideways = one.acceleration[1] - one.point.curvature * one.velocity[0] * (
+        one.velocity[0] / (1 - one.point.curvature * one.lateral)
+    )
+    assert (rate - sideways).abs().median() < 0.02
 
 
 def test_turning_the_world_changes_no_target(synthetic):
