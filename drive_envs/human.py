@@ -41,7 +41,8 @@ class HumanConfig:
     reaction_delay: s. dead_zone: m of lateral error that is not corrected. correction_rate: rad/s,
     natural frequency of the corrections. steering_lag: s.
     min_speed, max_speed: m/s, the range of preferred speeds. lateral_acceleration: m/s^2 that is
-    comfortable in a curve. braking: m/s^2, comfortable.
+    comfortable in a curve. braking: m/s^2, comfortable. jerk: m/s^3, how fast braking and
+    acceleration change; with 0 at once.
     lane_change_duration: s, range.
     """
 
@@ -59,12 +60,13 @@ class HumanConfig:
     max_speed: float = 30.0
     lateral_acceleration: float = 2.0
     braking: float = 1.2
+    jerk: float = 0.0
     lane_change_duration: tuple[float, float] = (4.0, 6.0)
 
     def __post_init__(self) -> None:
         parts = (
             "preference_std max_preference drift_std corner_cutting max_corner_cutting "
-            "reaction_delay dead_zone steering_lag"
+            "reaction_delay dead_zone steering_lag jerk"
         )
         for name in parts.split():
             if getattr(self, name) < 0:
@@ -146,6 +148,26 @@ def speed_profile(line: Centerline, driver: Driver, spacing: float = 1.0) -> np.
     return speed
 
 
+def pace(speed: float, wanted: float, lead: Lead | None, braking: float) -> float:
+    """Return the acceleration in m/s^2 of a person who wants to drive at `wanted` m/s.
+
+    Behind a lead it is that of the intelligent driver model: the gap that it wants against the one
+    there is; `braking` is what is comfortable, m/s^2.
+    """
+    acceleration = min(1.0, max(-4.0, (wanted - speed) / 0.5))
+    if lead is not None:
+        closing = speed * (speed - lead.speed) / (2 * np.sqrt(braking))
+        gap = MIN_FOLLOWING_GAP + max(0.0, 1.5 * speed + closing)
+        acceleration = min(acceleration, 1.0 - (gap / max(lead.gap, 0.5)) ** 2)
+    return max(-6.0, acceleration)
+
+
+def eased(before: float, wanted: float, jerk: float, duration: float) -> float:
+    """Return an acceleration on its way from one to another, m/s^2, at once with a jerk of 0."""
+    most = jerk * duration if jerk else np.inf
+    return min(before + most, max(before - most, wanted))
+
+
 class Human:
     """Drives along one lane, a `STEP` at a time. Starts on his own line at s metres."""
 
@@ -159,6 +181,7 @@ class Human:
         x, y, yaw = line.poses(np.array([start]), self.offset)[0]
         self.pose = np.array([x, y, yaw])
         self.curvature = float(line.curvature(np.array([start]))[0])
+        self.acceleration = 0.0
         self._delay = round(driver.config.reaction_delay / SUBSTEP)
         self._perceived = [(0.0, 0.0)] * (self._delay + 1)  # m and m/s, oldest first
 
@@ -200,7 +223,8 @@ class Human:
         )
         s, offset = self.line.locate(self.pose[:2])
         self.s, self.offset = float(s[0]), float(offset[0])
-        self.speed = max(0.0, speed + SUBSTEP * self._acceleration(lead))
+        self.acceleration = eased(self.acceleration, self._acceleration(lead), config.jerk, SUBSTEP)
+        self.speed = max(0.0, speed + SUBSTEP * self.acceleration)
         self.time += SUBSTEP
 
     def _target(self) -> float:
@@ -230,16 +254,7 @@ class Human:
 
     def _acceleration(self, lead: Lead | None) -> float:
         wanted = self._profile_at(self.s + self.speed * SUBSTEP)
-        acceleration = min(1.0, max(-4.0, (wanted - self.speed) / 0.5))
-        if lead is not None:
-            # The gap that the intelligent driver model wants, and its interaction term.
-            closing = self.speed - lead.speed
-            braking = self.driver.config.braking
-            gap = MIN_FOLLOWING_GAP + max(
-                0.0, 1.5 * self.speed + self.speed * closing / (2 * np.sqrt(braking))
-            )
-            acceleration = min(acceleration, 1.0 - (gap / max(lead.gap, 0.5)) ** 2)
-        return max(-6.0, acceleration)
+        return pace(self.speed, wanted, lead, self.driver.config.braking)
 
     @cached_property
     def _profile(self) -> np.ndarray:
