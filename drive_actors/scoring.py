@@ -1,16 +1,17 @@
 """Closed-loop scoring in one process: drive a scenario in a world, then judge where the car was.
 
-The car moves by our vehicle model, at the scenario's speed; the world only shows what the cameras
-see from there. A drive begins with 2 s of history in which the car was as far off, and as turned,
-as it is at the start, as in training. The lateral position is measured on the road's own geometry,
-by none of the environment's figures. Everything random has the scenario's seed.
+The car moves by our vehicle model, at the scenario's speed or, with `longitudinal: policy`, as fast
+as its driver wants; the world only shows what the cameras see from there. A drive begins with 2 s
+of history in which the car was as far off, and as turned, as it is at the start, as in training.
+Where the car is is measured on the road's own geometry, by none of the environment's figures.
+Everything random has the scenario's seed.
 
 Several processes side by side, tables, plots and files: `cluster.evaluate_policy`.
 """
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from math import radians
+from math import inf, radians
 from time import perf_counter
 from typing import Literal
 
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Float32, UInt8
 
 from drive_actors.drivers import Driver
+from drive_actors.pace_verdict import PaceFigures, measure_pace, pace_reasons
 from drive_actors.verdict import Figures, measure, reasons_to_fail
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.metadrive_world import RoadScene
@@ -26,6 +28,7 @@ from drive_envs.path import NUM_PAST, RecordedPath
 from drive_envs.plan import STEP, TIMES
 from drive_envs.scenarios import Scenario
 from drive_envs.scenes import Scene
+from drive_envs.scripted_cars import gaps
 from drive_envs.traffic import CAR_LENGTH, CAR_WIDTH
 from drive_envs.vehicle import VehicleConfig, preset
 from drive_envs.world import World
@@ -67,7 +70,8 @@ class Drive:
 class Result:
     """How a scenario went; without figures its process died, and `reasons` says how.
 
-    lateral (N,): m left of where to be, at `time` (N,) s.
+    lateral (N,): m left of where to be, at `time` (N,) s. speed (N,): m/s, and gap (N,): m to the
+    car ahead, infinite without one. pace: where the driver chose the speed.
     """
 
     scenario: str
@@ -76,11 +80,14 @@ class Result:
     figures: Figures | None
     time: Float[np.ndarray, " time"]
     lateral: Float[np.ndarray, " time"]
+    speed: Float[np.ndarray, " time"]
+    gap: Float[np.ndarray, " time"]
+    pace: PaceFigures | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
 def scene_of(scenario: Scenario) -> Scene:
-    """Turn a scenario into a scene: the path is the middle of the lane, as long as plans reach."""
+    """Turn a scenario into a scene: the path is a good driver's, as long as plans reach."""
     num_steps = round(scenario.duration / STEP)
     num_rows = NUM_PAST + num_steps + round(float(TIMES[-1]) / STEP) + 1
     time = STEP * (np.arange(num_rows) - NUM_PAST)
@@ -92,7 +99,7 @@ def scene_of(scenario: Scenario) -> Scene:
     path = RecordedPath(
         time=torch.from_numpy(time),
         poses=torch.from_numpy(poses),
-        speed=torch.full((num_rows,), scenario.speed, dtype=torch.float64),
+        speed=torch.from_numpy(scenario.reference.at(time)[1]),
         desire=desire,
     )
     return Scene(
@@ -119,7 +126,13 @@ def drive(
 ) -> Drive:
     """Drive a scenario to its end, or until the car is more than 4 m off."""
     camera = world.cameras["narrow"]
-    config = EnvConfig(width=camera.width, height=camera.height, vehicle=vehicle)
+    config = EnvConfig(
+        width=camera.width,
+        height=camera.height,
+        vehicle=vehicle,
+        longitudinal=scenario.longitudinal,
+        max_station_error=inf,  # who is slower or faster than a good driver is judged, not stopped
+    )
     scene = scene_of(scenario)
     env = DrivingVectorEnv(world, lambda rng: scene, config, num_envs=1)
     begin = perf_counter()
@@ -159,15 +172,27 @@ def judge(scenario: Scenario, driven: Drive) -> Result:
     lateral = offset - scenario.target_offset(driven.time)[0]
     right, left = scenario.edges(driven.time)
     yaw_rate = np.diff(np.unwrap(driven.poses[:, 2])) / STEP
+    gap = gaps(scenario.car_tracks(driven.time), s, offset, CAR_WIDTH).min(axis=1, initial=np.inf)
+    speed, is_free = scenario.speed * np.ones(len(s)), scenario.longitudinal == "policy"
+    if is_free:
+        speed = np.hypot(*np.diff(driven.poses[:, :2], axis=0).T) / STEP
+        speed = np.append(speed, speed[-1:])
+    thresholds = scenario.thresholds
     figures = measure(
         lateral,
         is_outside=(offset < right) | (offset > left),
-        acceleration=scenario.speed * yaw_rate,
+        acceleration=speed[:-1] * yaw_rate,
         step=STEP,
-        thresholds=scenario.thresholds,
+        thresholds=thresholds,
     )
-    is_lane_change = bool(scenario.desire)
-    reasons = reasons_to_fail(figures, scenario.thresholds, is_lane_change=is_lane_change)
+    is_comfort_judged = bool(scenario.desire) or is_free
+    reasons = reasons_to_fail(figures, thresholds, is_comfort_judged=is_comfort_judged)
+    pace = None
+    if is_free:
+        good = scenario.reference.at(driven.time[-1:])[0][0] - scenario.station
+        progress = float((s[-1] - scenario.station) / good)
+        pace = measure_pace(speed, gap, STEP, progress, thresholds)
+        reasons += pace_reasons(pace, thresholds)
     if (hit := first_hit(scenario, driven.time, s, offset)) is not None:
         reasons = (f"hit a car after {hit:.1f} s", *reasons)
     if driven.time[-1] < scenario.duration - STEP / 2:
@@ -179,6 +204,9 @@ def judge(scenario: Scenario, driven: Drive) -> Result:
         figures=figures,
         time=driven.time,
         lateral=lateral,
+        speed=speed,
+        gap=gap,
+        pace=pace,
         seconds=driven.seconds,
     )
 
@@ -202,6 +230,8 @@ def lost(scenario: Scenario, cause: str) -> Result:
         figures=None,
         time=nothing,
         lateral=nothing,
+        speed=nothing,
+        gap=nothing,
     )
 
 

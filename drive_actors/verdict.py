@@ -26,6 +26,8 @@ drive,
    over 0.6 s at most `max_lateral_jerk` a second. The figures are those of UN Regulation 79 for
    systems that steer passenger cars: 3 m/s^2, and 5 m/s^3 as a moving average of half a second.
 
+Comfort counts where the driver chooses the speed, too: see `pace_verdict` for what else does.
+
 Other cars are there to be driven around: 5. the car's box meets none of theirs.
 
 It does not know how the drive came about, nor what the road looked like.
@@ -112,11 +114,11 @@ def measure(
 
 
 def reasons_to_fail(
-    figures: Figures, thresholds: Thresholds, *, is_lane_change: bool = False
+    figures: Figures, thresholds: Thresholds, *, is_comfort_judged: bool = False
 ) -> tuple[str, ...]:
     """Return one sentence for each threshold that the drive did not keep; none if it passed.
 
-    is_lane_change: whether comfort counts.
+    is_comfort_judged: whether lateral acceleration and jerk count.
     """
     reasons = []
     if figures.off_lane_time > 0:
@@ -135,12 +137,12 @@ def reasons_to_fail(
             f"the last {thresholds.oscillation_window:g} s (at most {thresholds.max_reversals})"
         )
     acceleration, jerk = figures.max_lateral_acceleration, figures.max_lateral_jerk
-    if is_lane_change and acceleration > thresholds.max_lateral_acceleration:
+    if is_comfort_judged and acceleration > thresholds.max_lateral_acceleration:
         reasons.append(
             f"lateral acceleration {acceleration:.1f} m/s^2 "
             f"(at most {thresholds.max_lateral_acceleration:g})"
         )
-    if is_lane_change and jerk > thresholds.max_lateral_jerk:
+    if is_comfort_judged and jerk > thresholds.max_lateral_jerk:
         reasons.append(
             f"lateral jerk {jerk:.1f} m/s^3 over {JERK_WINDOW:g} s "
             f"(at most {thresholds.max_lateral_jerk:g})"

@@ -1,10 +1,10 @@
 """Closed-loop scenarios as data: where a drive begins, on which road, and what counts as passed.
 
-A scenario file is a YAML list; two are shipped, `data/lane_centering.yaml` and
-`data/lane_change.yaml`, whose heads document every key. Lengths are metres, speeds m/s, times
-seconds; offsets, directions and headings are positive LEFT, headings are in degrees because people
-write them. Stations count along the lane's centre from the beginning of the road, lanes from 0 at
-the left.
+A scenario file is a YAML list; three are shipped, `data/lane_centering.yaml`,
+`data/lane_change.yaml` and `data/longitudinal.yaml`, whose heads document every key. Lengths are
+metres, speeds m/s, times seconds; offsets, directions and headings are positive LEFT, headings are
+in degrees because people write them. Stations count along the lane's centre from the beginning of
+the road, lanes from 0 at the left.
 
 It does not know how a scenario is driven or judged: see `drive_actors.scoring` and
 `drive_actors.verdict`.
@@ -14,6 +14,7 @@ import dataclasses
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,14 +25,25 @@ from jaxtyping import Float
 
 from drive_envs.centerline import Centerline
 from drive_envs.roads import Block, Road, lane_centerline
+from drive_envs.scripted_cars import (
+    SUBSTEP,
+    Car,
+    CutIn,
+    Reference,
+    SpeedChange,
+    Times,
+    Tracks,
+    blend,
+    drive_well,
+    tracks_of,
+)
 
 CONTEXT = 2.0  # s that the driver has seen when a scenario starts
 SIGHT = 30.0  # m of road that must lie ahead at the end
 
-Times = Float[np.ndarray, " time"]
-
 SIDES = {"left": 1, "right": -1}
-SHIPPED = ("lane_centering", "lane_change")
+SHIPPED = ("lane_centering", "lane_change", "longitudinal")
+PLANNED = 10.0  # s that plans reach, beyond the end of the drive
 
 
 class ScenarioError(ValueError):
@@ -48,6 +60,9 @@ class Thresholds:
     Where lane changes are asked for: max_lane_change_time (s) from the pulse until the car is in
     the new lane for good; max_lateral_acceleration (m/s^2) and max_lateral_jerk (m/s^3, averaged
     over 0.6 s) of the whole drive.
+    Where the driver chooses the speed: min_gap (m) to the car ahead; min_headway (s), and
+    max_close_time (s) for which it may be less; min_progress of the way of a good driver;
+    max_discomfort, of what ISO 15622 allows, see `drive_actors.pace_verdict`.
     """
 
     centering_window: float = 3.0
@@ -58,6 +73,11 @@ class Thresholds:
     max_lane_change_time: float = 8.0
     max_lateral_acceleration: float = 3.0
     max_lateral_jerk: float = 5.0
+    min_gap: float = 1.5
+    min_headway: float = 0.8
+    max_close_time: float = 2.0
+    min_progress: float = 0.8
+    max_discomfort: float = 1.0
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
@@ -76,30 +96,16 @@ class Pulse:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Car:
-    """Another car, `gap` m ahead of ours at the start (behind when negative), at constant speed.
-
-    lane counts from 0 at the left; gap is from centre to centre, along our first lane; speed m/s.
-    """
-
-    lane: int
-    gap: float
-    speed: float
-
-    def __post_init__(self) -> None:
-        if self.speed < 0:
-            raise ValueError(f"a car's speed must be 0 or more, got {self.speed}")
-
-
-@dataclass(frozen=True, kw_only=True)
 class Scenario:
-    """One closed-loop drive at constant speed.
+    """One closed-loop drive.
 
     lane: where it starts, 0 at the left. station: of the start, m along the lane.
     lateral_offset (m) and heading_offset_deg: of the start against the lane's centre, left +.
-    speed (m/s), duration (s). desire: lane changes asked for, in order of time, none for lane
-    centering; a change takes `lane_change_time` (s), after which the new lane is the one to keep.
-    cars: others, which keep their lane and speed whatever ours does. seed: of the vehicle's noise.
+    longitudinal: `recorded` drives at constant speed; with `policy` the driver chooses it.
+    speed (m/s; at the start, and what a good driver returns to), duration (s).
+    desire: lane changes asked for, in order of time, none for lane centering; a change takes
+    `lane_change_time` (s), after which the new lane is the one to keep.
+    cars: others, which drive as they are told to whatever ours does. seed: of the vehicle's noise.
     """
 
     name: str
@@ -109,6 +115,7 @@ class Scenario:
     lateral_offset: float = 0.0
     heading_offset_deg: float = 0.0
     speed: float
+    longitudinal: Literal["recorded", "policy"] = "recorded"
     duration: float = 12.0
     desire: tuple[Pulse, ...] = ()
     lane_change_time: float = 5.0
@@ -122,7 +129,7 @@ class Scenario:
         for name in ("speed", "duration", "lane_change_time"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for lane in (*self.lanes, *(car.lane for car in self.cars)):
+        for lane in (*self.lanes, *(lane for car in self.cars for lane in car.lanes)):
             if not 0 <= lane < self.road.lane_count:
                 raise ValueError(
                     f"lane {lane} does not exist, the road has lanes 0 to "
@@ -147,7 +154,7 @@ class Scenario:
             )
         for car in self.cars:
             ends = np.array([-CONTEXT, self.duration])
-            first, last = self.station + car.gap + car.speed * ends
+            first, last = self.station + car.gap + car.driven(ends)[0]
             if first < 0 or last > length:
                 raise ValueError(
                     f"the car {car.gap:g} m ahead drives from {first:.0f} to {last:.0f} m, but the "
@@ -177,7 +184,7 @@ class Scenario:
         for pulse in self.desire:
             side = SIDES[pulse.direction] * self.road.lane_width
             x = ((time - pulse.time) / self.lane_change_time).clip(0, 1)
-            offset += side * x**3 * (10 - 15 * x + 6 * x**2)
+            offset += side * blend(x)
             rate += side * 30 * (x * (1 - x)) ** 2 / self.lane_change_time
         return offset, rate
 
@@ -198,22 +205,48 @@ class Scenario:
     def car_poses(self, time: Times) -> Float[np.ndarray, "time car 3"]:
         """Return the world poses (x, y, yaw) of the other cars."""
         poses = np.empty((len(time), len(self.cars), 3))
+        tracks = self.car_tracks(time)
         for index, car in enumerate(self.cars):
-            s = self.station + car.gap + car.speed * time
-            poses[:, index] = self.line.poses(s, self.road.lane_width * (self.lane - car.lane))
+            s, offset = tracks.station[:, index], tracks.offset[:, index]
+            poses[:, index] = self.line.poses(s, offset)
+            if car.cut_in is not None:
+                # It points where it goes, unless it all but stands.
+                rate = np.gradient(offset, time) if len(time) > 1 else np.zeros(1)
+                poses[:, index, 2] += np.arctan2(rate, tracks.speed[:, index].clip(1.0))
         return poses
+
+    def car_tracks(self, time: Times) -> Tracks:
+        """Return where the other cars are and want to be, along and beside `line`."""
+        return tracks_of(self.cars, time, self.station, self._left)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Where a good driver would be, and how fast, from the start until his plans end."""
+        time = SUBSTEP * np.arange(round((self.duration + PLANNED + 1.0) / SUBSTEP))
+        if self.longitudinal == "recorded":
+            return Reference(self.station + self.speed * time, np.full_like(time, self.speed))
+        offset, goal = self.target_offset(time)[0], np.zeros_like(time)
+        for pulse, lane in zip(self.desire, self.lanes[1:], strict=True):
+            goal[time >= pulse.time] = self._left(lane)
+        nothing = np.zeros((len(time), 1))
+        wanted = Tracks(nothing, nothing, offset[:, None], goal[:, None])
+        return drive_well(self.line, self.station, self.speed, self.car_tracks(time), wanted)
+
+    def _left(self, lane: Any) -> Any:
+        """Return how many metres a lane is left of `line`."""
+        return self.road.lane_width * (self.lane - lane)
 
     def target_poses(self, time: Times) -> Float[np.ndarray, "time 3"]:
         """Return the world poses (x, y, yaw) of a drive that makes no error; time in s."""
         offset, rate = self.target_offset(time)
-        s = self.station + self.speed * time
+        s, speed = self.reference.at(time)
         poses = self.line.poses(s, offset)
-        poses[:, 2] += np.arctan2(rate, self.speed * (1 - self.line.curvature(s) * offset))
+        poses[:, 2] += np.arctan2(rate, speed.clip(1e-3) * (1 - self.line.curvature(s) * offset))
         return poses
 
 
 def shipped_path(name: str = SHIPPED[0]) -> Path:
-    """Return a list that comes with the package: 24 of lane centering or 20 of lane changes."""
+    """Return a list that comes with the package: see `SHIPPED`."""
     return Path(str(files("drive_envs") / "data" / f"{name}.yaml"))
 
 
@@ -266,7 +299,7 @@ def _scenario(entry: Any, where: str) -> Scenario:
         pulses = _list(entry.get("desire", []), f"{where}: desire")
         values["desire"] = tuple(_record(Pulse, p, f"{where}: desire") for p in pulses)
         cars = _list(entry.get("cars", []), f"{where}: cars")
-        values["cars"] = tuple(_record(Car, c, f"{where}: cars") for c in cars)
+        values["cars"] = tuple(_car(c, f"{where}: cars") for c in cars)
         limits = entry.get("thresholds", {})
         values["thresholds"] = _record(Thresholds, limits, f"{where}: thresholds")
         return Scenario(**values)
@@ -303,15 +336,30 @@ def _block(entry: Any, where: str) -> Block:
     )
 
 
-def _record(schema: type[Any], entry: Any, where: str) -> Any:
-    """Build a dataclass of plain values from a mapping."""
-    fields = dataclasses.fields(schema)
+def _car(entry: Any, where: str) -> Car:
+    """Build another car, with what it is to do."""
+    known = {field.name for field in dataclasses.fields(Car)}
+    _check_keys(entry, known, where)
+    changes = _list(entry.get("changes", []), f"{where}: changes")
+    done: dict[str, Any] = {
+        "changes": tuple(_record(SpeedChange, c, f"{where}: changes") for c in changes)
+    }
+    if "cut_in" in entry:
+        done["cut_in"] = _record(CutIn, entry["cut_in"], f"{where}: cut_in")
+    plain = {key: value for key, value in entry.items() if key not in ("changes", "cut_in")}
+    return _record(Car, plain, where, **done)
+
+
+def _record(schema: type[Any], entry: Any, where: str, **done: Any) -> Any:
+    """Build a dataclass of plain values from a mapping, and of what is `done` already."""
+    fields = [field for field in dataclasses.fields(schema) if field.name not in done]
     _check_keys(entry, {f.name for f in fields}, where)
     required = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in entry]
     if required:
         raise ScenarioError(f"{where}: {', '.join(required)} missing")
     try:
-        return schema(**{f.name: _typed(entry, f, where) for f in fields if f.name in entry})
+        values = {f.name: _typed(entry, f, where) for f in fields if f.name in entry}
+        return schema(**values, **done)
     except ScenarioError:
         raise
     except ValueError as error:

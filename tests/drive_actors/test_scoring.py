@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -11,11 +12,13 @@ from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.metadrive_world import RoadScene
 from drive_envs.path import NUM_PAST
 from drive_envs.plan import STEP
-from drive_envs.scenarios import Car, Pulse, load_scenarios, shipped_path
+from drive_envs.scenarios import Pulse, load_scenarios, shipped_path
+from drive_envs.scripted_cars import Car
 from drive_envs.vehicle import preset
 
 SHIPPED = load_scenarios()
 CHANGES = load_scenarios(shipped_path("lane_change"))
+PACES = load_scenarios(shipped_path("longitudinal"))
 WORLD = Blank(32, 16)
 PLAIN, REALISTIC = preset("plain"), preset("realistic")
 TINY = PolicyConfig(
@@ -46,7 +49,14 @@ class WeavingDriver:
 def drive_all(scenarios, noise, act, seed=0):
     """Drive scenarios as one batch, which is fast."""
     scenes = [scene_of(scenario) for scenario in scenarios]
-    config = EnvConfig(width=32, height=16, vehicle=preset(noise))
+    (longitudinal,) = {scenario.longitudinal for scenario in scenarios}
+    config = EnvConfig(
+        width=32,
+        height=16,
+        vehicle=preset(noise),
+        longitudinal=longitudinal,
+        max_station_error=math.inf,
+    )
     env = DrivingVectorEnv(WORLD, lambda rng: scenes[0], config, num_envs=len(scenes))
     _, info = env.reset(seed=seed, options={"scenes": scenes})
     poses, active = [info["pose"]], [np.ones(len(scenes), bool)]
@@ -66,7 +76,9 @@ def teacher(info):
     return info["teacher_action"]
 
 
-@pytest.mark.parametrize("scenarios", [SHIPPED, CHANGES], ids=["centering", "change"])
+@pytest.mark.parametrize(
+    "scenarios", [SHIPPED, CHANGES, PACES], ids=["centering", "change", "pace"]
+)
 @pytest.mark.parametrize(("noise", "seed"), [("plain", 0), ("realistic", 0), ("realistic", 1)])
 def test_every_shipped_scenario_can_be_passed(noise, seed, scenarios):
     results = judge_all(scenarios, drive_all(scenarios, noise, teacher, seed))
@@ -93,6 +105,54 @@ def test_a_lane_change_is_not_passed_without_its_pulse():
     early, late = ([moved(scenario, time) for scenario in CHANGES] for time in (0.0, 8.0))
     results = judge_all(late, drive_all(early, "plain", teacher))
     assert all("left the lane" in " ".join(result.reasons) for result in results)
+
+
+class SteeringDriver:
+    """The teacher's steering, at a constant acceleration."""
+
+    def __init__(self, acceleration=0.0):
+        self.acceleration = acceleration
+
+    def start(self, context):
+        pass
+
+    def act(self, observation, info):
+        action = info["teacher_action"].copy()
+        action[:, 1] = self.acceleration
+        return Decision(action=action)
+
+
+@pytest.mark.parametrize("scenario", PACES, ids=lambda scenario: scenario.name)
+def test_no_longitudinal_scenario_is_passed_at_constant_speed(scenario):
+    result = judge(scenario, drive(SteeringDriver(), scenario, WORLD, PLAIN))
+    assert not result.passed
+    why = "; ".join(result.reasons)
+    words = ["left the lane", "lateral"] if scenario.name.startswith("curve") else ["hit a car"]
+    assert any(word in why for word in (*words, "behind the car ahead")), why
+    assert result.pace is not None
+    assert result.pace.progress > 1
+
+
+def test_who_stops_for_nothing_fails_for_that_alone():
+    for scenario in PACES[:7]:
+        result = judge(scenario, drive(SteeringDriver(-1.5), scenario, WORLD, PLAIN))
+        (why,) = result.reasons
+        assert "of a good driver's way (at least 80%)" in why
+
+
+def test_gap_and_speed_of_a_drive_are_those_of_the_scenario():
+    scenario = PACES[0]
+    result = judge(scenario, drive(TeacherDriver(), scenario, WORLD, PLAIN))
+    assert len(result.speed) == len(result.gap) == len(result.time)
+    assert result.gap[0] == pytest.approx(40 - 4.6, abs=0.01)
+    assert result.speed[[0, -1]] == pytest.approx([15, 9], abs=0.1)
+    assert result.pace is not None
+    assert result.pace.min_gap == pytest.approx(result.gap.min())
+    assert result.pace.progress == pytest.approx(1, abs=0.01)
+    (kept,) = score(TeacherDriver(), SHIPPED[:1], WORLD)
+    assert kept.pace is None
+    assert kept.gap[0] == math.inf
+    assert set(kept.speed) == {SHIPPED[0].speed}
 
 
 def moved(scenario, time):

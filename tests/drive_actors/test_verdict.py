@@ -85,10 +85,10 @@ def test_comfort_counts_where_a_lane_change_is_asked_for():
     assert figures.max_lateral_acceleration == pytest.approx(3.1)
     assert figures.max_lateral_jerk == pytest.approx(3.1 / 0.6)
     assert reasons_to_fail(figures, LIMITS) == ()
-    why = reasons_to_fail(figures, LIMITS, is_lane_change=True)
+    why = reasons_to_fail(figures, LIMITS, is_comfort_judged=True)
     assert why == (
         "lateral acceleration 3.1 m/s^2 (at most 3)",
         "lateral jerk 5.2 m/s^3 over 0.6 s (at most 5)",
     )
     slow = figures_of(0 * TIME, acceleration=np.linspace(-2.9, 2.9, 60))
-    assert reasons_to_fail(slow, LIMITS, is_lane_change=True) == ()
+    assert reasons_to_fail(slow, LIMITS, is_comfort_judged=True) == ()
