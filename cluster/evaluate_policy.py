@@ -2,9 +2,11 @@
 
 Several processes drive side by side, each with a MetaDrive of its own; one that dies is replaced.
 The output directory gets `results.json` (every figure of every scenario), `lateral.png` (lateral
-position over time), `report.html` with both, and `videos/`.
+position over time), `pace.png` (speed and gap, where the driver chooses the speed), `report.html`
+with all of it, and `videos/`.
 
-What passes is written in `drive_envs/data/lane_centering.yaml` and `drive_actors/verdict.py`.
+What passes is written in `drive_envs/data/lane_centering.yaml`, `drive_actors/verdict.py` and
+`drive_actors/pace_verdict.py`.
 """
 
 import logging
@@ -17,8 +19,8 @@ from typing import Any, Literal, TypeVar
 
 import ray
 
-from cluster.lateral_plot import draw_lateral
 from cluster.progress import CONSOLE, progress
+from cluster.score_plots import draw_lateral, draw_pace
 from cluster.score_report import (
     failures_of,
     headline,
@@ -57,8 +59,8 @@ class EvaluatePolicyRun:
     policies: dict[str, str] = field(default_factory=dict)
     """Several of them by a name of your own, to compare side by side; in place of `policy`."""
     scenarios: Path | None = None
-    """A scenario list, or the name of a shipped one, `lane_centering` (null is this) or
-    `lane_change`."""
+    """A scenario list, or the name of a shipped one, `lane_centering` (null is this),
+    `lane_change` or `longitudinal`."""
     noise: Literal["plain", "realistic"] = "plain"
     video: str = "none"
     """`none`, `all`, `failed`, or the name of a scenario."""
@@ -88,10 +90,13 @@ def run(config: EvaluatePolicyRun, output: Path) -> dict[str, Any]:
     seconds = time.monotonic() - started
     suite = find_scenarios(config.scenarios).stem
     write_results(output / "results.json", config.noise, results, seconds)
-    picture = draw_lateral(scenarios, results)
-    (output / "lateral.png").write_bytes(picture)
+    pictures = {"lateral": draw_lateral(scenarios, results)}
+    if any(scenario.longitudinal == "policy" for scenario in scenarios):
+        pictures["pace"] = draw_pace(scenarios, results)
+    for name, picture in pictures.items():
+        (output / f"{name}.png").write_bytes(picture)
     figures = headline(suite, config.noise, results)
-    write_page(output / "report.html", figures, scenarios, results, picture, videos)
+    write_page(output / "report.html", figures, scenarios, results, pictures, videos)
     CONSOLE.print(table_of(scenarios, results, f"{suite}, {config.noise}"))
     for failure in failures_of(results):
         CONSOLE.print(failure, style="red", highlight=False, markup=False)

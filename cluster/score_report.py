@@ -19,9 +19,15 @@ from drive_envs.scenarios import Scenario
 
 Results = Mapping[str, Mapping[str, Result]]
 
+HEADINGS = {
+    "lateral": "Lateral position, m left of the lane centre",
+    "pace": "Speed, m/s (dotted: a good driver's), and gap to the car ahead, m (thin)",
+}
 WHY = "why not"
 # lateral distances in m, off lane in s; turns of the lateral movement
-HEADER = ("verdict", "mean |d|", "max |d|", "off lane", "turns", WHY)
+LATERAL = ("mean |d|", "max |d|", "off lane", "turns")
+# least gap in m and headway in s, share of a good driver's way, of what is comfortable
+PACE = ("gap", "headway", "way", "effort")
 
 
 def headline(suite: str, noise: Noise, results: Results) -> dict[str, Any]:
@@ -56,28 +62,52 @@ def write_results(path: Path, noise: Noise, results: Results, seconds: float) ->
     path.write_text(json.dumps(plain(content), indent=1) + "\n")
 
 
-def cells_of(result: Result) -> tuple[str, ...]:
-    """Return the cells of one drive under `HEADER`."""
-    verdict, why = "pass" if result.passed else "FAIL", "; ".join(result.reasons)
+def lateral_cells(result: Result) -> tuple[str, ...]:
+    """Return the cells of one drive under `LATERAL`."""
     if (f := result.figures) is None:
-        return (verdict, "", "", "", "", why)
+        return ("",) * len(LATERAL)
     return (
-        verdict,
         f"{f.mean_abs_lateral:.2f}",
         f"{f.max_abs_lateral:.2f}",
         f"{f.off_lane_time:.1f}",
         str(f.num_reversals),
-        why,
     )
+
+
+def pace_cells(result: Result) -> tuple[str, ...]:
+    """Return the cells of one drive under `PACE`; a dash where no car was ahead."""
+    if (p := result.pace) is None:
+        return ("",) * len(PACE)
+    gap, headway = (
+        f"{value:.1f}" if np.isfinite(value) else "-" for value in (p.min_gap, p.min_headway)
+    )
+    return gap, headway, f"{p.progress:.2f}", f"{p.discomfort:.2f}"
+
+
+def verdict(result: Result) -> str:
+    """Say in a word how a drive went."""
+    return "pass" if result.passed else "FAIL"
 
 
 def grid(scenarios: Sequence[Scenario], results: Results) -> tuple[list[str], list[list[str]]]:
     """Return header and rows: all figures of one driver, or verdict and mean of several."""
     if len(results) == 1:
         (by_name,) = results.values()
-        return ["scenario", *HEADER], [[s.name, *cells_of(by_name[s.name])] for s in scenarios]
+        drives = [by_name[scenario.name] for scenario in scenarios]
+        columns, cells = [*LATERAL], [lateral_cells(drive) for drive in drives]
+        if any(drive.pace is not None for drive in drives):
+            # In a terminal there is room for one of the other columns.
+            columns = [LATERAL[0], *PACE]
+            cells = [(c[0], *pace_cells(drive)) for c, drive in zip(cells, drives, strict=True)]
+        return ["scenario", "verdict", *columns, WHY], [
+            [drive.scenario, verdict(drive), *some, "; ".join(drive.reasons)]
+            for drive, some in zip(drives, cells, strict=True)
+        ]
     rows = [
-        [s.name, *(" ".join(cells_of(by_name[s.name])[:2]) for by_name in results.values())]
+        [
+            s.name,
+            *(f"{verdict(r[s.name])} {lateral_cells(r[s.name])[0]}" for r in results.values()),
+        ]
         for s in scenarios
     ]
     return ["scenario", *results], rows
@@ -113,10 +143,10 @@ def write_page(
     figures: Mapping[str, Any],
     scenarios: Sequence[Scenario],
     results: Results,
-    picture: bytes,
+    pictures: Mapping[str, bytes],
     videos: Sequence[Path],
 ) -> None:
-    """Write `report.html`."""
+    """Write `report.html`; `pictures` are named as in `HEADINGS`."""
     header, rows = grid(scenarios, results)
     marks: list[Mark] = [
         "bad" if any(cell.startswith("FAIL") for cell in row) else "good" for row in rows
@@ -124,7 +154,7 @@ def write_page(
     films = [Video(source=f"videos/{video.name}", heading=video.stem) for video in videos]
     parts = [
         Text(text=json.dumps(figures), kind="code"),
-        Picture(png=picture, heading="Lateral position, m left of the lane centre"),
+        *(Picture(png=png, heading=HEADINGS[name]) for name, png in pictures.items()),
         Table(header=header, rows=rows, marks=marks, heading="Scenarios"),
         Text(text="\n".join(failures_of(results)) or "none", heading="Failures", kind="code"),
         *films,

@@ -15,8 +15,8 @@ from cluster.evaluate_policy import (
     run,
     when_to_film,
 )
-from cluster.lateral_plot import draw_lateral
-from cluster.score_report import failures_of, headline, table_of
+from cluster.score_plots import draw_lateral, draw_pace
+from cluster.score_report import failures_of, grid, headline, table_of
 from drive_actors.drivers import StraightDriver, TeacherDriver
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import save_policy
@@ -102,6 +102,25 @@ def test_headline_of_several_is_by_label(results):
 def test_plot_shows_every_scenario(results, tmp_path):
     one = draw_lateral(SHIPPED[1:3], {"teacher": results["teacher"]})
     two = draw_lateral(SHIPPED[1:3], results)
+    assert one[:8] == two[:8] == b"\x89PNG\r\n\x1a\n"
+    assert one != two
+
+
+def test_the_speed_that_a_driver_chose_has_columns_and_a_plot():
+    paces = load_scenarios(Path("longitudinal"))[7:8]
+    (kept, moving) = (
+        {result.scenario: result for result in score(TeacherDriver(), some, Blank(32, 16))}
+        for some in (SHIPPED[1:2], paces)
+    )
+    header, (row,) = grid(paces, {"teacher": moving})
+    cells = dict(zip(header, row, strict=True))
+    assert cells["verdict"] == "pass"
+    assert float(cells["gap"]) == pytest.approx(4.4, abs=0.3)
+    assert float(cells["way"]) == pytest.approx(1, abs=0.02)
+    assert "gap" not in grid(SHIPPED[1:2], {"teacher": kept})[0]
+    failed = {paces[0].name: lost(paces[0], "its process died")}
+    assert grid(paces, {"a": moving, "b": failed})[1] == [[paces[0].name, "pass 0.00", "FAIL "]]
+    one, two = (draw_pace(paces, {"teacher": drives}) for drives in (moving, failed))
     assert one[:8] == two[:8] == b"\x89PNG\r\n\x1a\n"
     assert one != two
 
