@@ -104,10 +104,12 @@ class TrainPolicyRun:
     mode: on_policy drives, off_policy imitates the recordings. data: a Parquet file or a folder of
     them, or `sample` for the shipped one; its train split is learnt from, its held-out split gives
     the trajectory error. num_steps: gradient steps. num_scenes: driven side by side by one actor.
-    rollout_steps: length of a rollout. precision: of the learner's forward pass; the actors' is
-    fp32. num_threads: of the learner. simulator: what is driven in; `world_model` shows what
-    `service` generates. With `env.teacher: plan` its plans are followed, in either simulator.
-    service_name: of a service that `drive serve-world-model` keeps up; null starts one.
+    rollout_steps: length of a rollout. teacher_share: of the steps, driven as the teacher says,
+    from 0 (on-policy) to 1 (the teacher's own drives), as DAgger mixes them.
+    precision: of the learner's forward pass; the actors' is fp32. num_threads: of the learner.
+    simulator: what is driven in; `world_model` shows what `service` generates. With
+    `env.teacher: plan` its plans are followed, in either simulator. service_name: of a service that
+    `drive serve-world-model` keeps up; null starts one.
     resume: go on from the output directory's last checkpoint, if there is one, rather than begin
     again. learner: who learns, this project's loop or RLlib with the same network and losses.
     """
@@ -121,6 +123,7 @@ class TrainPolicyRun:
     num_threads: int = 1
     num_scenes: int = 16
     rollout_steps: int = 30
+    teacher_share: float = 0.0
     resume: bool = True
     learner: OwnLearning | RllibLearning = field(default_factory=OwnLearning)
     policy: PolicyConfig = field(default_factory=PolicyConfig)
@@ -154,6 +157,14 @@ class TrainPolicyRun:
             raise ValueError(
                 "recordings have no reward: off_policy needs loss.policy_gradient=0 and "
                 "loss.value=0"
+            )
+        if not 0 <= self.teacher_share <= 1:
+            raise ValueError(f"teacher_share must be 0 to 1, got {self.teacher_share}")
+        is_own = isinstance(self.learner, OwnLearning) and self.mode == "on_policy"
+        if self.teacher_share and (self.loss.policy_gradient or not is_own):
+            raise ValueError(
+                "what a teacher drove tells nothing of the policy's own actions: teacher_share "
+                "needs mode=on_policy, learner.kind=own and loss.policy_gradient=0"
             )
         if isinstance(self.learner, RllibLearning):
             if self.mode == "off_policy":
@@ -346,6 +357,7 @@ def start_actors(
             index=index,
             num_steps=config.rollout_steps,
             num_seats=actors.seats,
+            teacher_share=config.teacher_share,
         )
 
     pool = ActorPool(make_actor, actors)

@@ -40,9 +40,9 @@ class RolloutActor:
     """Drives rollouts of `num_steps` steps with the policy it was last given.
 
     make_env builds an environment in the actor's own process; `index` is the actor's place in its
-    pool, written into its rollouts. With several seats (and as many threads of Ray's,
-    `max_concurrency`) as many rollouts are driven at once: one computes while another waits for a
-    world that is elsewhere.
+    pool, written into its rollouts. teacher_share: see `collect`. With several seats (and as many
+    threads of Ray's, `max_concurrency`) as many rollouts are driven at once: one computes while
+    another waits for a world that is elsewhere.
     """
 
     def __init__(
@@ -53,10 +53,11 @@ class RolloutActor:
         index: int,
         num_steps: int,
         num_seats: int = 1,
+        teacher_share: float = 0.0,
     ) -> None:
         torch.set_num_threads(1)
         keep_freed_memory()
-        self.index, self.num_steps = index, num_steps
+        self.index, self.num_steps, self.teacher_share = index, num_steps, teacher_share
         self._free: SimpleQueue[Seat] = SimpleQueue()
         for _ in range(num_seats):
             self._free.put(Seat(make_env(), Policy(policy).eval()))
@@ -79,6 +80,7 @@ class RolloutActor:
                 actor=self.index,
                 seed=seed,
                 num_steps=self.num_steps,
+                teacher_share=self.teacher_share,
             )
         finally:
             self._free.put(seat)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drive_actors.action import command_from_normalized, log_prob
+from drive_actors.action import command_from_normalized, log_prob, normalized_from_command
 from drive_actors.bottleneck import noise as bottleneck_noise
 from drive_actors.policy import Policy
 from drive_envs.environment import DrivingVectorEnv
@@ -116,12 +116,15 @@ def collect(
     seed: int,
     num_steps: int,
     deterministic: bool = False,
+    teacher_share: float = 0.0,
 ) -> Rollout:
     """Drive one batch of scenes for `num_steps` steps, or until all are over.
 
     The seed decides the scenes, the bottleneck's noise and the actions drawn. A scene that is still
     running after `num_steps` is cut there, neither terminated nor truncated. `deterministic` drives
     as in evaluation: no noise, the mean action; such a rollout is to look at, not to learn from.
+    `teacher_share` of the steps are driven as the teacher says (DAgger's mixture); of those, too,
+    the log density is the policy's.
     """
     if num_steps < 1:
         raise ValueError(f"a rollout needs num_steps of 1 or more, got {num_steps}")
@@ -139,6 +142,7 @@ def collect(
         unit_noise = torch.from_numpy(
             np.random.default_rng([seed, 1]).standard_normal((num_steps, batch, 2), np.float32)
         )
+        taught = np.random.default_rng([seed, 2]).random((num_steps, batch)) < teacher_share
         num_features = policy.config.num_features
         noise = None if deterministic else bottleneck_noise(seed, num_frames, batch, num_features)
         memory = Memory(policy, noise)
@@ -152,7 +156,8 @@ def collect(
         with clock.phase("policy"):
             seen = frames.tensors(frame, frame + 1)
             draw = torch.zeros(batch, 2) if deterministic else unit_noise[step]
-            chosen = act(policy, memory.see(frame, seen), seen["speed"], draw)
+            teacher = np.where(taught[step, :, None], info["teacher_action"], np.nan)
+            chosen = act(policy, memory.see(frame, seen), seen["speed"], draw, teacher)
         with clock.phase("env"):
             observation, reward, terminated, truncated, info = env.step(chosen["action"])
         clock.add_parts("env", info["seconds"])
@@ -171,10 +176,16 @@ def collect(
     )
 
 
-def act(policy: Policy, history: Tensor, speed: Tensor, draw: Tensor) -> dict[str, np.ndarray]:
-    """Choose u = mean + std * draw; return it, the command it means and its log density."""
+def act(
+    policy: Policy, history: Tensor, speed: Tensor, draw: Tensor, teacher: np.ndarray
+) -> dict[str, np.ndarray]:
+    """Choose u = mean + std * draw; return it, the command it means and its log density.
+
+    Where `teacher` has a command (batch, 2), and not NaN, that is chosen.
+    """
     mean, log_std = policy.act(history)
-    normalized = mean + log_std.exp() * draw
+    commanded = normalized_from_command(torch.from_numpy(teacher), speed)
+    normalized = torch.where(commanded.isnan(), mean + log_std.exp() * draw, commanded)
     return {
         "action": command_from_normalized(normalized, speed).numpy(),
         "action_normalized": normalized.numpy(),

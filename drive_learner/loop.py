@@ -8,6 +8,7 @@ counter, the optimiser, the schedule and the accounts of its rollouts as they we
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -33,10 +34,12 @@ Metrics = dict[str, float]
 class LoopConfig:
     """How often things happen, in gradient steps; 0 is never.
 
-    act_with_average: the actors drive with the averaged weights in place of the raw ones.
+    publish_lag: publishes by which the actors' weights are older than the newest, to study what
+    that does. act_with_average: the actors drive with the averaged weights, not the raw ones.
     """
 
     publish_every: int = 10
+    publish_lag: int = 0
     log_every: int = 20
     video_every: int = 500
     checkpoint_every: int = 100
@@ -47,8 +50,9 @@ class LoopConfig:
         for name in ("publish_every", "log_every", "checkpoint_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"loop {name} must be 1 or more, got {getattr(self, name)}")
-        if self.video_every < 0:
-            raise ValueError(f"loop video_every must be 0 or more, got {self.video_every}")
+        for name in ("video_every", "publish_lag"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"loop {name} must be 0 or more, got {getattr(self, name)}")
 
 
 @runtime_checkable
@@ -103,6 +107,7 @@ def learn(
     writer = SummaryWriter(str(output / "tensorboard"), purge_step=learner.step)
     metrics: Metrics = {}
     interval = Interval()
+    recent: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=config.publish_lag + 1)
     try:
         feed.start(learner.step, learner.weights(averaged=config.act_with_average))
         while learner.step < num_steps:
@@ -110,7 +115,9 @@ def learn(
             step = learner.step
             is_last = step == num_steps
             if step % config.publish_every == 0:
-                feed.publish(step, learner.weights(averaged=config.act_with_average))
+                recent.append((step, learner.weights(averaged=config.act_with_average)))
+                if len(recent) == recent.maxlen:
+                    feed.publish(*recent[0])
             if step % config.log_every == 0 or is_last:
                 news = interval.metrics() | feed.metrics()
                 interval = Interval()

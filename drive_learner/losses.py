@@ -37,7 +37,8 @@ class LossConfig:
     """Weights of the losses, and V-trace's constants.
 
     action_beta: 0 is the plain NLL, 1 a squared error. discount: gamma a step of 0.2 s. rho_max,
-    c_max: V-trace's truncations.
+    c_max: V-trace's truncations. is_corrected: with false the actors' lag is ignored, as if what
+    they drove had been driven by the policy that learns: every importance ratio is 1.
     """
 
     plan: float = 1.0
@@ -49,6 +50,7 @@ class LossConfig:
     discount: float = 0.95
     rho_max: float = 1.0
     c_max: float = 1.0
+    is_corrected: bool = True
 
     def __post_init__(self) -> None:
         for name in ("plan", "action", "policy_gradient", "value", "entropy"):
@@ -121,7 +123,7 @@ def value_targets(
     is_last = ~batch.active.roll(-1, 0)
     is_last[-1] = True
     return vtrace(
-        log_ratio=log_ratio,
+        log_ratio=log_ratio if config.is_corrected else torch.zeros_like(log_ratio),
         reward=batch.reward,
         discount=torch.where(batch.terminated, 0.0, config.discount),
         value=value[:-1],

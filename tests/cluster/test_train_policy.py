@@ -299,6 +299,10 @@ def test_runs_that_cannot_work_are_refused(tiny):
         replace(tiny, mode="off_policy", loss=LossConfig())
     with pytest.raises(ValueError, match="num_scenes"):
         replace(tiny, num_scenes=0)
+    with pytest.raises(ValueError, match="teacher_share must be 0 to 1, got 2"):
+        replace(tiny, teacher_share=2)
+    with pytest.raises(ValueError, match=r"teacher_share needs .* loss.policy_gradient=0"):
+        replace(tiny, teacher_share=0.5, loss=LossConfig(policy_gradient=0.1))
 
 
 def test_the_baseline_differs_in_nothing_but_what_it_learns_from():

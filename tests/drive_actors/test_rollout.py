@@ -10,7 +10,7 @@ from drive_envs.protocol import NUM_CONTEXT
 NUM_STEPS = 8
 
 
-def drive(env, policy, seed=0, num_steps=NUM_STEPS, deterministic=False):
+def drive(env, policy, seed=0, num_steps=NUM_STEPS, deterministic=False, teacher_share=0.0):
     return collect(
         env,
         policy,
@@ -19,6 +19,7 @@ def drive(env, policy, seed=0, num_steps=NUM_STEPS, deterministic=False):
         seed=seed,
         num_steps=num_steps,
         deterministic=deterministic,
+        teacher_share=teacher_share,
     )
 
 
@@ -81,6 +82,28 @@ def test_deterministic_driving_adds_no_noise_to_the_mean(stripes_env, tiny_polic
         mean = tiny_policy.unroll(tensors(rollout.observation), None).action_mean[:-1].numpy()
     active = rollout.active
     np.testing.assert_allclose(rollout.action_normalized[active], mean[active], atol=1e-5)
+
+
+def test_the_teacher_drives_his_share_of_the_steps(stripes_env, tiny_policy):
+    alone, shared, taught = (
+        drive(stripes_env(), tiny_policy, teacher_share=share) for share in (0.0, 0.5, 1.0)
+    )
+    is_taught = [
+        np.abs(r.action - r.teacher_action).max(axis=-1)[r.active] < 1e-5
+        for r in (alone, shared, taught)
+    ]
+    assert not is_taught[0].any()
+    assert 0.25 < is_taught[1].mean() < 0.75
+    assert is_taught[2].all()
+    frames = NUM_CONTEXT + NUM_STEPS + 1
+    drawn = noise(shared.noise_seed, frames, shared.num_scenes, tiny_policy.config.num_features)
+    with torch.no_grad():
+        output = tiny_policy.unroll(tensors(shared.observation), drawn)
+    u = torch.from_numpy(shared.action_normalized)
+    density = log_prob(output.action_mean[:-1], output.action_log_std[:-1], u).numpy()
+    np.testing.assert_allclose(
+        shared.log_prob[shared.active], density[shared.active], rtol=1e-3, atol=1e-3
+    )
 
 
 def test_a_scene_that_leaves_the_road_is_terminated_and_one_cut_short_is_neither(

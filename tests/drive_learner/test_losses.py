@@ -79,6 +79,17 @@ def test_value_targets_are_vtrace_on_the_true_next_states(tiny_policy, batch):
         torch.testing.assert_close(together.advantage[:num, b], alone.advantage[:, 0])
 
 
+def test_uncorrected_targets_take_every_action_for_the_policys_own(tiny_policy, batch):
+    output = output_of(tiny_policy, batch)
+    lagged = torch.full_like(batch.log_prob, -0.7)
+    config = LossConfig(is_corrected=False)
+    ignored = value_targets(output.value, lagged, batch, config)
+    own = value_targets(output.value, torch.zeros_like(lagged), batch, LossConfig())
+    torch.testing.assert_close(ignored.value_target, own.value_target)
+    corrected = value_targets(output.value, lagged, batch, LossConfig())
+    assert (corrected.value_target - own.value_target).abs().max() > 1e-3
+
+
 def test_what_a_scene_holds_after_its_end_changes_nothing(tiny_policy, batch):
     output = output_of(tiny_policy, batch)
     noisy = replace(
