@@ -1,8 +1,9 @@
 """`drive sweep`: train policies that differ in what you name, score each, compare them in a table.
 
 Each policy is trained with several seeds and scored on several suites; Ray Tune runs them,
-`side_by_side` at once, and tries again what died. After each, `report.html` and `table.md` compare
-them with 95 % intervals, and `results.json` has every figure. `drive status` shows those under way.
+`side_by_side` at once, and tries again what died. After each, `report.html` and a Markdown file for
+every table compare them with 95 % intervals, and `results.json` has every figure. `drive status`
+shows those under way.
 
 Each policy is in a folder of its own, as `drive train-policy` leaves it. What was recorded, trained
 or scored is not done again: a sweep can be interrupted, and policies, seeds and scores can be added
@@ -49,9 +50,11 @@ class SweepRun:
     """What is compared.
 
     policies: by a name of your own, what would stand after `drive train-policy`: a YAML, a shipped
-    one by its name, and dotted.key=value. recordings: the same for `drive record`; they are made
-    first, unless their file is there and was made so. seeds: of each policy; one is trained for all
-    policies before the next. scores: what each is scored on.
+    one by its name, or another of these policies, and dotted.key=value. recordings: the same for
+    `drive record`; they are made first, unless their file is there and was made so. seeds: of each
+    policy; one is trained for all policies before the next. scores: what each is scored on.
+    tables: by a name, policies that are to be compared with each other; without any it is all of
+    them. only: the tables to make, each without the others; none means all.
     side_by_side: policies at once. num_cpus, num_gpus, resources: what Ray reserves for each
     besides its actors; with nothing it is on the head node, and not counted. max_failures: how
     often a policy is tried again whose process died.
@@ -59,6 +62,8 @@ class SweepRun:
 
     policies: dict[str, Words] = field(default_factory=dict)
     recordings: dict[str, Words] = field(default_factory=dict)
+    tables: dict[str, Words] = field(default_factory=dict)
+    only: Words = ()
     seeds: tuple[int, ...] = (0, 1, 2)
     scores: tuple[EvaluatePolicyRun, ...] = (EvaluatePolicyRun(),)
     side_by_side: int = 1
@@ -70,6 +75,14 @@ class SweepRun:
     def __post_init__(self) -> None:
         if not self.policies:
             raise ValueError("policies is empty: name at least one, such as {mine: [reprojective]}")
+        for name in self.only:
+            if name not in self.tables:
+                raise ValueError(
+                    f"only names {name}, the tables are {', '.join(self.tables) or 'none'}"
+                )
+        for table, names in self.tables.items():
+            if unknown := [name for name in names if name not in self.policies]:
+                raise ValueError(f"tables.{table} names {', '.join(unknown)}, which is no policy")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be one or more, each once, got {list(self.seeds)}")
         if any(score.policy is not None or score.policies for score in self.scores):
@@ -91,9 +104,21 @@ class SweepRun:
         return needs or {ON_THE_HEAD: 0.001}
 
     @property
+    def compared(self) -> dict[str, Words]:
+        """The policies of each table that is to be made."""
+        if not self.tables:
+            return {"policies": tuple(self.policies)}
+        return {name: self.tables[name] for name in self.only or self.tables}
+
+    @property
     def points(self) -> dict[tuple[str, int], TrainPolicyRun]:
         """The training runs by policy and seed, in the order in which they are done."""
-        runs = {name: as_said(TrainPolicyRun, words) for name, words in self.policies.items()}
+        wanted = {name for names in self.compared.values() for name in names}
+        runs = {
+            name: as_said(TrainPolicyRun, spelt_out(self.policies, name))
+            for name in self.policies
+            if name in wanted
+        }
         return {
             (name, seed): replace(run, seed=seed)
             for seed in self.seeds
@@ -104,6 +129,20 @@ class SweepRun:
 def name_of(score: EvaluatePolicyRun) -> str:
     """Name a score by its suite and setting."""
     return f"{find_scenarios(score.scenarios).stem}-{score.noise}"
+
+
+def spelt_out(said: Mapping[str, Words], name: str) -> Words:
+    """Return the words of one of several, those of another that it begins with put in their place.
+
+    A name that begins with itself means a file. ValueError for names that go round in a circle.
+    """
+    words, seen = said[name], [name]
+    while words and words[0] in said and words[0] != seen[-1]:
+        if words[0] in seen:
+            raise ValueError(f"{' begins with '.join([*seen, words[0]])}: that has no beginning")
+        seen.append(words[0])
+        words = (*said[words[0]], *words[1:])
+    return words
 
 
 def as_said(schema: type[Config], words: Words) -> Config:
@@ -119,7 +158,15 @@ def run(config: SweepRun, output: Path) -> dict[str, Any]:
     """Record, train and score what is not done yet; return the passes and errors of each policy."""
     output = output.resolve()
     points = config.points
-    recordings = {name: as_said(RecordRun, words) for name, words in config.recordings.items()}
+    recordings = {
+        name: as_said(RecordRun, spelt_out(config.recordings, name)) for name in config.recordings
+    }
+    needed = {training.data_path for training in points.values()}
+    recordings = {
+        name: recording
+        for name, recording in recordings.items()
+        if needed & {recording.path.resolve(), *recording.path.resolve().parents}
+    }
     folders = {(name, seed): output / f"{name}-seed_{seed}" for name, seed in points}
     for score in config.scores:  # all that can be wrong, before the first hour is spent
         load_scenarios(score.scenarios)
@@ -137,7 +184,7 @@ def run(config: SweepRun, output: Path) -> dict[str, Any]:
         ]
         results = {f"{row.policy}-seed_{row.seed}": vars(row) for row in rows}
         write_text(output / "results.json", json.dumps(results, indent=1) + "\n")
-        return write_page(output, rows, list(scores))
+        return write_page(output, rows, list(scores), config.compared)
 
     problems = train_all(config, list(folders.values()), scores, output, write)
     figures = write()

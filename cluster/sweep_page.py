@@ -6,7 +6,7 @@ says what chance there is in so many drives, not what other scenarios would give
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,65 +35,81 @@ class Row:
     mean_abs_lateral: dict[str, float | None]
 
 
-def write_page(output: Path, rows: Sequence[Row], scores: Sequence[str]) -> dict[str, Any]:
-    """Write `report.html`, `table.md` and the picture; return passes and error of each policy."""
+def write_page(
+    output: Path, rows: Sequence[Row], scores: Sequence[str], tables: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Write `report.html`, and `NAME.md` and `NAME.png` for each of the `tables` of policies.
+
+    A policy that has no row yet is left out. Returns passes and error of each policy.
+    """
     by_policy: dict[str, list[Row]] = {}
     for row in rows:
         by_policy.setdefault(row.policy, []).append(row)
-    header = ["policy", "seeds", *scores, "mean distance at the end, m", "off-policy error, m"]
-    cells = [
-        [
-            name,
-            ", ".join(str(row.seed) for row in of),
-            *(passes(of, score) for score in scores),
-            mean_of(of, lambda row: row.mean_abs_lateral[scores[0]]),
-            mean_of(of, lambda row: row.trajectory_mae),
-        ]
-        for name, of in by_policy.items()
-    ]
-    table = Table(header=header, rows=cells, heading="Policies")
-    write_text(output / "table.md", table.markdown)
-    png = draw(by_policy, scores[0])
-    (output / "compare.png").write_bytes(png)
-    each = [
-        [
-            row.policy,
-            row.seed,
-            *(f"{row.passed[score]} of {row.total[score]}" for score in scores),
-            *(decimal(row.mean_abs_lateral[score]) for score in scores),
-            decimal(row.trajectory_mae),
-            row.steps,
-            f"{row.minutes:.0f}",
-        ]
-        for row in rows
-    ]
-    parts: list[Part] = [
-        table,
-        Text(
-            text="Passes of each seed; in brackets all of them, with Wilson's 95 % interval. "
-            f"Distances are of {scores[0]}; of means over seeds it is Student's interval."
-        ),
-        Picture(png=png, heading="Closed loop against off-policy error"),
-        Table(
-            header=[
-                "policy",
-                "seed",
-                *scores,
-                *(f"mean |d|, m, {score}" for score in scores),
-                "off-policy error, m",
-                "gradient steps",
-                "minutes since its last start",
-            ],
-            rows=each,
-            heading="Every seed",
-        ),
-    ]
+    parts: list[Part] = []
+    for table, names in tables.items():
+        of = {name: by_policy[name] for name in names if name in by_policy}
+        compared, png = table_of(table, of, scores), draw(of, scores[0])
+        write_text(output / f"{table}.md", compared.markdown)
+        (output / f"{table}.png").write_bytes(png)
+        heading = f"{table}: closed loop against off-policy error"
+        parts += [compared, Picture(png=png, heading=heading)]
+    note = Text(
+        text="Passes of each seed; in brackets all of them, with Wilson's 95 % interval. "
+        f"Distances are of {scores[0]}; of means over seeds it is Student's interval."
+    )
+    parts = [note, *parts, every_seed(rows, scores)]
     write_report(output / "report.html", "Policies compared", parts)
     return {
         name: {score: [row.passed[score] for row in of] for score in scores}
         | {"trajectory_mae": [row.trajectory_mae for row in of]}
         for name, of in by_policy.items()
     }
+
+
+def table_of(heading: str, by_policy: Mapping[str, Sequence[Row]], scores: Sequence[str]) -> Table:
+    """Compare policies, all seeds of one in a row."""
+    return Table(
+        header=["policy", "seeds", *scores, "mean distance at the end, m", "off-policy error, m"],
+        rows=[
+            [
+                name,
+                ", ".join(str(row.seed) for row in of),
+                *(passes(of, score) for score in scores),
+                mean_of(of, lambda row: row.mean_abs_lateral[scores[0]]),
+                mean_of(of, lambda row: row.trajectory_mae),
+            ]
+            for name, of in by_policy.items()
+        ],
+        heading=heading,
+    )
+
+
+def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
+    """List every seed of every policy."""
+    return Table(
+        header=[
+            "policy",
+            "seed",
+            *scores,
+            *(f"mean |d|, m, {score}" for score in scores),
+            "off-policy error, m",
+            "gradient steps",
+            "minutes since its last start",
+        ],
+        rows=[
+            [
+                row.policy,
+                row.seed,
+                *(f"{row.passed[score]} of {row.total[score]}" for score in scores),
+                *(decimal(row.mean_abs_lateral[score]) for score in scores),
+                decimal(row.trajectory_mae),
+                row.steps,
+                f"{row.minutes:.0f}",
+            ]
+            for row in rows
+        ],
+        heading="Every seed",
+    )
 
 
 def passes(rows: Sequence[Row], score: str) -> str:
@@ -116,7 +132,7 @@ def mean_of(rows: Sequence[Row], value: Callable[[Row], float | None]) -> str:
     return f"{values.mean():.3f} ± {half:.3f}"
 
 
-def draw(by_policy: dict[str, list[Row]], score: str) -> bytes:
+def draw(by_policy: Mapping[str, Sequence[Row]], score: str) -> bytes:
     """Draw passes over off-policy error, a point for each seed."""
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes = figure.subplots()

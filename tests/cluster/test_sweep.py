@@ -11,7 +11,7 @@ from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
 from cluster.progress import progress
 from cluster.record import RecordRun
-from cluster.sweep import SweepRun, as_said, record_once, run, watching
+from cluster.sweep import SweepRun, as_said, record_once, run, spelt_out, watching
 from cluster.sweep_page import Row, write_page
 from cluster.sweep_trial import JobError, do, train_and_score
 from cluster.train_policy import TrainPolicyRun
@@ -61,7 +61,7 @@ def test_policies_are_trained_scored_and_compared(config, tmp_path, monkeypatch)
     assert list(results) == ["small-seed_3"]
     assert results["small-seed_3"]["total"] == {"short-plain": 1}
     assert (output / "small-seed_3" / "scores" / "short-plain" / "report.html").exists()
-    for name in ("table.md", "report.html"):
+    for name in ("policies.md", "report.html"):
         assert "small" in (output / name).read_text()
     # What is done stays done: with the lost one given up there is nothing for Ray to do.
     monkeypatch.setattr(sweep, "local_cluster", never)
@@ -173,20 +173,55 @@ def row(policy, seed, passed, error):
 
 def test_the_table_has_seeds_and_intervals(tmp_path):
     rows = [row("on", 0, 20, 0.8), row("on", 1, 16, 0.9), row("off", 0, 2, 0.6)]
-    figures = write_page(tmp_path, rows, ["a", "b"])
+    tables = {"both": ["on", "off", "later"], "one": ["off"]}
+    figures = write_page(tmp_path, rows, ["a", "b"], tables)
     assert figures["on"] == {"a": [20, 16], "b": [19, 15], "trajectory_mae": [0.8, 0.9]}
-    lines = (tmp_path / "table.md").read_text().splitlines()
+    lines = (tmp_path / "both.md").read_text().splitlines()
     # Wilson's interval of 36 in 48, and Student's of two values: 12.706 times 0.05.
     assert "| on | 0, 1 | 20, 16 of 24 (75%, 61% to 85%) |" in lines[2]
     assert lines[2].endswith("| 0.150 ± 0.635 | 0.850 ± 0.635 |")
     assert lines[3].endswith("| 0.100 | 0.600 |")
-    assert (tmp_path / "compare.png").read_bytes()[1:4] == b"PNG"
+    assert (tmp_path / "both.png").read_bytes()[1:4] == b"PNG"
+    alone = (tmp_path / "one.md").read_text().splitlines()
+    assert [alone[0], alone[2]] == [lines[0], lines[3]]
+    assert len(alone) == 3
 
 
-@pytest.mark.parametrize("name", ["table2", "ablation"])
+def test_tables_choose_policies_and_those_may_begin_with_another():
+    policies = {
+        "off_policy": ("off_policy", "num_steps=7"),
+        "short": ("off_policy", "seed=3"),
+        "shorter": ("short", "num_steps=2"),
+    }
+    sweep = SweepRun(policies=policies, seeds=(0,), tables={"a": ("short",), "b": ("shorter",)})
+    steps = {name: training.num_steps for (name, _), training in sweep.points.items()}
+    assert steps == {"short": 7, "shorter": 2}
+    assert list(replace(sweep, only=("b",)).points) == [("shorter", 0)]
+    assert list(replace(sweep, tables={}).points) == [(name, 0) for name in policies]
+    assert spelt_out(policies, "shorter") == ("off_policy", "num_steps=7", "seed=3", "num_steps=2")
+    with pytest.raises(ValueError, match="a begins with b begins with a: that has no beginning"):
+        spelt_out({"a": ("b",), "b": ("a",)}, "a")
+
+
+def test_every_table_of_the_paper_takes_no_longer_than_it_says():
+    sweep = load(SweepRun, RUNS / "paper.yaml")
+    assert list(sweep.tables) == ["imitation", "mixtures", "signals", "lag"]
+    assert {name for names in sweep.tables.values() for name in names} == set(sweep.policies)
+    for table in sweep.tables:
+        # 25 minutes a policy, 8 minutes a recording.
+        assert len(replace(sweep, only=(table,)).points) * 25 + 5 * 8 <= 4 * 60
+    lags = [training for (name, _), training in sweep.points.items() if "lag" in name]
+    assert {training.loop.publish_lag for training in lags} == {1, 4, 16}
+    assert {training.loss.is_corrected for training in lags} == {True, False}
+
+
+@pytest.mark.parametrize("name", ["table2", "paper"])
 def test_the_shipped_sweeps_are_of_one_length_and_learn_from_what_is_recorded(name):
     config = load(SweepRun, RUNS / f"{name}.yaml")
-    recorded = {str(as_said(RecordRun, words).path) for words in config.recordings.values()}
+    recorded = {
+        str(as_said(RecordRun, spelt_out(config.recordings, name)).path)
+        for name in config.recordings
+    }
     recorded.add("runs/data/train")
     assert len({training.num_steps for training in config.points.values()}) == 1
     assert {training.data for training in config.points.values()} <= recorded
@@ -200,6 +235,8 @@ def test_the_shipped_sweeps_are_of_one_length_and_learn_from_what_is_recorded(na
         ({"scores": (EvaluatePolicyRun(policy="teacher"),)}, "scores name a policy"),
         ({"scores": (EvaluatePolicyRun(), EvaluatePolicyRun(video="all"))}, "scores must be one"),
         ({"side_by_side": 0}, "side_by_side is 0"),
+        ({"only": ("a",)}, "only names a, the tables are none"),
+        ({"tables": {"a": ("yours",)}}, "tables.a names yours, which is no policy"),
     ],
 )
 def test_impossible_sweeps_are_refused(changes, words):
