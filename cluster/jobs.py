@@ -37,7 +37,7 @@ JOBS = {
     "record": Job(
         module="cluster.record",
         schema="RecordRun",
-        runs=("record", "record_sample"),
+        runs=("record", "record_traffic", "record_sample"),
         summary="drive MetaDrive as a person would and write segments",
     ),
     "import": Job(
@@ -59,6 +59,7 @@ JOBS = {
             "reprojective",
             "reprojective_demo",
             "off_policy",
+            "longitudinal",
             "world_model",
             "laptop",
             "one_gpu",
@@ -88,7 +89,7 @@ JOBS = {
     "sweep": Job(
         module="cluster.sweep",
         schema="SweepRun",
-        runs=("table2", "ablation"),
+        runs=("table2", "paper"),
         summary="train policies that differ in what you name, with seeds, and compare their scores",
     ),
     "sweep-bottleneck": Job(

@@ -37,7 +37,8 @@ from drive_envs.learned import Learned, LearnedConfig
 from drive_envs.precision import Precision
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
-from drive_envs.segments import SegmentDataset, open_dataset, sample_path
+from drive_envs.segment import NoSegmentsError
+from drive_envs.segments import open_dataset, sample_path
 from drive_envs.world import World
 from drive_learner.feed import RolloutFeed
 from drive_learner.habits import HabitsConfig
@@ -403,9 +404,10 @@ def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoin
 
 def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> float | None:
     """Return the off-policy trajectory error in m of these weights, None without data."""
-    segments: SegmentDataset = open_dataset(config.data_path, split="held_out")
-    if not len(segments):
-        log.warning("%s has no held-out segments: no trajectory error", config.data_path)
+    try:
+        segments = open_dataset(config.data_path, split="held_out")
+    except NoSegmentsError as error:
+        log.warning("%s: no trajectory error", error)
         return None
     policy = Policy(config.policy)
     policy.load_state_dict(weights)

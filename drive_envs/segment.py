@@ -28,6 +28,10 @@ class SegmentError(ValueError):
     """Something is wrong with recorded data; the message names file, segment and row."""
 
 
+class NoSegmentsError(SegmentError):
+    """Recordings of which none can be read, or none is of the split that was asked for."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """A minute or less of one drive; images stay encoded until they are asked for.

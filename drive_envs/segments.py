@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from drive_envs.camera import Camera
-from drive_envs.segment import ROW_SHAPES, SPLITS, Segment, SegmentError
+from drive_envs.segment import ROW_SHAPES, SPLITS, NoSegmentsError, Segment, SegmentError
 
 SCHEMA_VERSION = 1
 UNITS = {
@@ -248,7 +248,7 @@ def open_dataset(path: Path, split: str | None = None) -> SegmentDataset:
     """Open a Parquet file, or every one in a folder, keeping the segments of one split (or all).
 
     Damaged files and segments are skipped, counted and logged. SegmentError when the path does not
-    exist, or when nothing is left to read.
+    exist, NoSegmentsError when nothing is left to read.
     """
     if split is not None and split not in SPLITS:
         raise SegmentError(f"split is '{split}'; it must be one of {', '.join(SPLITS)}")
@@ -261,5 +261,5 @@ def open_dataset(path: Path, split: str | None = None) -> SegmentDataset:
     if not len(dataset):
         of_split = f" of split '{split}'" if split else ""
         causes = ", ".join(f"{count} x {cause}" for cause, count in dataset.skipped.items())
-        raise SegmentError(f"{path}: no segment{of_split} to read (skipped: {causes or 'none'})")
+        raise NoSegmentsError(f"{path}: no segment{of_split} to read (skipped: {causes or 'none'})")
     return dataset

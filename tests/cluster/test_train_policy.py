@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.config import dump, load
 from cluster.jobs import RUNS
-from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, resumed, run
+from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, held_out_error, resumed, run
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import load_policy
 from drive_envs.checkpoint import checkpoints, latest_checkpoint
@@ -288,6 +288,15 @@ def test_a_policy_is_trained_in_a_world_model(in_world_model, tmp_path):
     shares = {tag for tag in events.Tags()["scalars"] if tag.startswith("actor/share_")}
     assert "actor/share_env/service" in shares
     assert not driving_processes()
+
+
+def test_recordings_without_held_out_drives_give_no_error(
+    tiny, synthetic_segment, tmp_path, caplog
+):
+    write_segments(tmp_path / "few.parquet", [synthetic_segment])
+    few = replace(tiny, data=str(tmp_path / "few.parquet"))
+    assert held_out_error(few, Policy(few.policy).state_dict()) is None
+    assert "no segment of split 'held_out'" in caplog.text
 
 
 def test_runs_that_cannot_work_are_refused(tiny):
