@@ -15,6 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from cluster.config import dump, load
 from cluster.jobs import RUNS
+from cluster.record import RecordRun
 from cluster.train_policy import RayConfig, TrainPolicyRun, actor_feed, held_out_error, resumed, run
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import load_policy
@@ -290,9 +291,7 @@ def test_a_policy_is_trained_in_a_world_model(in_world_model, tmp_path):
     assert not driving_processes()
 
 
-def test_recordings_without_held_out_drives_give_no_error(
-    tiny, synthetic_segment, tmp_path, caplog
-):
+def test_without_held_out_drives_there_is_no_error(tiny, synthetic_segment, tmp_path, caplog):
     write_segments(tmp_path / "few.parquet", [synthetic_segment])
     few = replace(tiny, data=str(tmp_path / "few.parquet"))
     assert held_out_error(few, Policy(few.policy).state_dict()) is None
@@ -326,6 +325,22 @@ def test_the_baseline_differs_in_nothing_but_what_it_learns_from():
     assert ours.env.photometry == theirs.env.photometry
     for name in ("mirrored_share", "lane_change_share"):
         assert getattr(ours.sampler, name) == getattr(theirs.sampler, name), name
+
+
+def test_who_chooses_the_speed_differs_in_nothing_but_that():
+    ours, theirs = (
+        load(TrainPolicyRun, RUNS / f"{name}.yaml") for name in ("longitudinal", "reprojective")
+    )
+    assert ours.learner_config.is_longitudinal
+    like_theirs = replace(
+        ours,
+        data=theirs.data,
+        env=replace(ours.env, longitudinal="recorded"),
+        sampler=replace(ours.sampler, lane_change_share=theirs.sampler.lane_change_share),
+    )
+    assert like_theirs == theirs
+    recorded = load(RecordRun, RUNS / "record_traffic.yaml")
+    assert ours.data_path in recorded.path.resolve().parents
 
 
 def test_data_is_found_from_anywhere(tiny):
