@@ -29,7 +29,7 @@ from world_model.pose_features import (
     sinusoids,
 )
 from world_model.rotary import angles
-from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated
+from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated, sight_of
 
 PATCH = 2
 STRIDE = 8  # pixels of an image to one of its latent
@@ -193,12 +193,11 @@ class WorldModel(nn.Module):
         patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
         x = self.embed(rearrange(latents, patches, p=PATCH, q=PATCH))
         x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)
-        if mask is not None:
-            mask = mask.repeat_interleave(rows * columns, 0).repeat_interleave(rows * columns, 1)
+        sight = None if mask is None else sight_of(mask, rows * columns)
         kept = []
         for index, block in enumerate(self.blocks):
             seen = None if memory is None else memory[index]
-            x, own = block(x, condition, rotation, mask, seen)
+            x, own = block(x, condition, rotation, sight, seen)
             kept.append(own)
         shift, scale = self.out_modulation(condition).chunk(2, dim=-1)
         velocity = rearrange(

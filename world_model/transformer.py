@@ -20,6 +20,7 @@ from torch.nn.functional import rms_norm, scaled_dot_product_attention
 from world_model.rotary import rotate
 
 MAX_SCORES = 1 << 26  # kept in memory at once, of two bytes each
+GROUP = 2  # frames that attend together on a CPU
 
 Tokens = Float[Tensor, "batch token dim"]
 Heads = Float[Tensor, "batch head token head_dim"]
@@ -36,6 +37,41 @@ class KeyValue(NamedTuple):
 
 
 Memory = Sequence[KeyValue]
+
+
+class Group(NamedTuple):
+    """Frames that attend together: which, whom any of them sees, and which token sees which."""
+
+    frames: slice
+    seen: list[int]
+    mask: Mask
+
+
+class Sight(NamedTuple):
+    """Which of the frames of a call see which, each of `space` tokens.
+
+    mask: of all tokens. groups: the same, some frames at a time, without those that none of them
+    sees; a CPU computes no more than these.
+    """
+
+    space: int
+    mask: Mask
+    groups: list[Group]
+
+
+def sight_of(frames: Bool[Tensor, "frame frame"], space: int) -> Sight:
+    """Say who sees whom, of frames (row i sees column j) of `space` tokens."""
+
+    def of_tokens(mask: Tensor) -> Mask:
+        return mask.repeat_interleave(space, 0).repeat_interleave(space, 1)
+
+    groups = []
+    for begin in range(0, len(frames), GROUP):
+        rows = frames[begin : begin + GROUP]
+        seen = rows.any(0).nonzero()[:, 0]
+        chosen = slice(begin, begin + len(rows))
+        groups.append(Group(chosen, seen.tolist(), of_tokens(rows[:, seen])))
+    return Sight(space, of_tokens(frames), groups)
 
 
 class Rotation(NamedTuple):
@@ -65,22 +101,23 @@ class Block(nn.Module):
         x: Tokens,
         condition: Condition,
         rotation: Rotation,
-        mask: Mask | None,
+        sight: Sight | None,
         seen: KeyValue | None,
     ) -> tuple[Tokens, KeyValue]:
         """Return the tokens after the block, and their keys and values.
 
-        mask: which tokens see which of the same call, None for all. seen: what all see besides; its
-        last tokens are room, into which those of this call are written, so that nothing is copied.
+        sight: which tokens see which of the same call, None for all. seen: what all see besides;
+        its last tokens are room, into which those of this call are written, so that nothing is
+        copied.
         """
         parts = self.modulation(condition).chunk(6, dim=-1)
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = parts
-        attended, own = self.attend(modulated(x, shift, scale), rotation, mask, seen)
+        attended, own = self.attend(modulated(x, shift, scale), rotation, sight, seen)
         x = x + gated(attended, gate)
         return x + gated(self.mlp(modulated(x, mlp_shift, mlp_scale)), mlp_gate), own
 
     def attend(
-        self, x: Tokens, rotation: Rotation, mask: Mask | None, seen: KeyValue | None
+        self, x: Tokens, rotation: Rotation, sight: Sight | None, seen: KeyValue | None
     ) -> tuple[Tokens, KeyValue]:
         """Let each token gather from those it may see."""
         split = "batch token (part head dim) -> part batch head token dim"
@@ -92,8 +129,27 @@ class Block(nn.Module):
             room = seen.key.shape[2] - key.shape[2]
             seen.key[:, :, room:], seen.value[:, :, room:] = key, value
             key, value = seen
-        attended = attention(query, key, value, mask)
+        if sight is None:
+            attended = attention(query, key, value, None)
+        elif seen is None and x.device.type == "cpu":
+            attended = attention_by_frames(query, key, value, sight)
+        else:
+            attended = attention(query, key, value, sight.mask)
         return self.out(rearrange(attended, "batch head token dim -> batch token (head dim)")), own
+
+
+def attention_by_frames(query: Heads, key: Heads, value: Heads, sight: Sight) -> Heads:
+    """Attend a few frames at a time, each group to those alone that it sees.
+
+    PyTorch computes all scores and masks them; of a training window six in ten are not wanted.
+    """
+    queries, keys, values = (part.split(sight.space, 2) for part in (query, key, value))
+    attended = []
+    for group in sight.groups:
+        asking = torch.cat(queries[group.frames], 2)
+        key, value = (torch.cat([part[i] for i in group.seen], 2) for part in (keys, values))
+        attended.append(attention(asking, key, value, None if group.mask.all() else group.mask))
+    return torch.cat(attended, 2)
 
 
 def attention(query: Queries, key: Heads, value: Heads, mask: Mask | None) -> Queries:

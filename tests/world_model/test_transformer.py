@@ -1,11 +1,17 @@
-"""Attention: the two ways of computing it agree, forward and backward."""
+"""Attention: the ways of computing it agree, forward and backward."""
 
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from world_model import transformer
-from world_model.transformer import attention, attention_by_products
+from world_model.transformer import (
+    attention,
+    attention_by_frames,
+    attention_by_products,
+    sight_of,
+)
+from world_model.windows import window_mask
 
 
 def heads(num_tokens, seed, dtype=torch.float32):
@@ -47,3 +53,25 @@ def test_bf16_on_a_cpu_takes_the_products(monkeypatch):
         query, key, value = (heads(8, seed, dtype) for seed in range(3))
         attention(query, key, value, None)
     assert len(called) == 1
+
+
+@pytest.mark.parametrize("num_frames", [3, 16, 17])
+def test_some_frames_at_a_time_is_all_at_once(num_frames):
+    mask, space = window_mask(num_anchors=2, num_frames=num_frames, num_history=4), 6
+    sight = sight_of(mask, space)
+    torch.manual_seed(0)
+    parts = torch.randn(3, 2, 3, len(mask) * space, 8, requires_grad=True)
+    weight = torch.randn(parts.shape[1:])
+    gradients = []
+    for attended in (
+        attention_by_frames(*parts, sight),
+        scaled_dot_product_attention(*parts, attn_mask=sight.mask),
+    ):
+        gradients.append(torch.autograd.grad((attended * weight).sum(), parts)[0])
+        gradients.append(attended.detach())
+    torch.testing.assert_close(gradients[0], gradients[2])
+    torch.testing.assert_close(gradients[1], gradients[3])
+    # Each group computes what it needs: for a long window less than half of all.
+    computed = sum(group.mask.numel() for group in sight.groups)
+    assert sight.mask.sum() <= computed
+    assert num_frames < 16 or computed < 0.5 * sight.mask.numel()
