@@ -64,8 +64,8 @@ def test_some_frames_at_a_time_is_all_at_once(num_frames):
     weight = torch.randn(parts.shape[1:])
     gradients = []
     for attended in (
-        attention_by_frames(*parts, sight),
-        scaled_dot_product_attention(*parts, attn_mask=sight.mask),
+        attention_by_frames(parts[0], parts[1], parts[2], sight),
+        scaled_dot_product_attention(parts[0], parts[1], parts[2], attn_mask=sight.mask),
     ):
         gradients.append(torch.autograd.grad((attended * weight).sum(), parts)[0])
         gradients.append(attended.detach())
