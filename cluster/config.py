@@ -68,8 +68,11 @@ def load(schema: type[Config], path: Path | None = None, overrides: Iterable[str
 
 
 def load_text(schema: type[Config], text: str) -> Config:
-    """Build a `schema` from what `dump` wrote; ConfigError when it is not of this schema."""
-    return build_record(schema, parse(text) or {}, MISSING, Place(file=None, overridden=()))
+    """Build a `schema` from what `dump` wrote; ValueError when it is not of this schema."""
+    tree = parse(text)
+    if not isinstance(tree, dict):
+        raise ConfigError(f"settings must be `key: value` lines, got {shorten(tree)}")
+    return build_record(schema, tree, MISSING, Place(file=None, overridden=()))
 
 
 def dump(config: object) -> str:

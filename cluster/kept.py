@@ -9,7 +9,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, ConfigError, dump, load, load_text
+from cluster.config import Config, dump, load, load_text
 from cluster.output import plain, write_text
 from cluster.train_policy import TrainPolicyRun
 
@@ -37,7 +37,8 @@ def kept(path: Path, run: object, make: Callable[[], Mapping[str, Any]]) -> dict
 def found(path: Path, run: object) -> dict[str, Any] | None:
     """Read the figures that were made with these settings; None where there are none.
 
-    A setting that there was not yet when they were made counts as having had its default.
+    A setting that there was not yet when they were made counts as having had its default: what is
+    new has to be off unless it is asked for.
     """
     if path.exists():
         stored = json.loads(path.read_text())
@@ -51,5 +52,5 @@ def settings(schema: type[Config], text: str) -> Config | None:
     """Read settings as they were written down; None where they are not of this schema any more."""
     try:
         return load_text(schema, text)
-    except ConfigError:
+    except ValueError:
         return None

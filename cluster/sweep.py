@@ -51,7 +51,8 @@ class SweepRun:
 
     policies: by a name of your own, what would stand after `drive train-policy`: a YAML, a shipped
     one by its name, or another of these policies, and dotted.key=value. recordings: the same for
-    `drive record`; they are made first, unless their file is there and was made so. seeds: of each
+    `drive record`; those that are learnt from are made first, unless their file is there and was
+    made so. seeds: of each
     policy; one is trained for all policies before the next. scores: what each is scored on.
     tables: by a name, policies that are to be compared with each other; without any it is all of
     them. only: the tables to make, each without the others; none means all.
@@ -83,6 +84,9 @@ class SweepRun:
         for table, names in self.tables.items():
             if unknown := [name for name in names if name not in self.policies]:
                 raise ValueError(f"tables.{table} names {', '.join(unknown)}, which is no policy")
+        listed = {name for names in self.tables.values() for name in names}
+        if self.tables and (left := [name for name in self.policies if name not in listed]):
+            raise ValueError(f"{', '.join(left)}: in none of the tables, and would not be trained")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds must be one or more, each once, got {list(self.seeds)}")
         if any(score.policy is not None or score.policies for score in self.scores):

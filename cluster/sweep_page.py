@@ -150,7 +150,8 @@ def draw(by_policy: Mapping[str, Sequence[Row]], score: str) -> bytes:
     axes.set_xlabel("off-policy error on held-out drives, m")
     axes.set_ylabel(f"passes of {most}, {score}")
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=8)
+    if by_policy:
+        figure.legend(loc="outside right upper", fontsize=8)
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110)
     return png.getvalue()

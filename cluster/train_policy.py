@@ -167,6 +167,13 @@ class TrainPolicyRun:
                 "what a teacher drove tells nothing of the policy's own actions: teacher_share "
                 "needs mode=on_policy, learner.kind=own and loss.policy_gradient=0"
             )
+        lag = self.loop.publish_lag * self.loop.publish_every
+        if lag and not (is_own and lag < self.queue.max_lag):
+            raise ValueError(
+                f"loop.publish_lag makes actors {lag} gradient steps late: it needs "
+                "mode=on_policy, learner.kind=own, and less than queue.max_lag, which is "
+                f"{self.queue.max_lag}"
+            )
         if isinstance(self.learner, RllibLearning):
             if self.mode == "off_policy":
                 raise ValueError(

@@ -8,9 +8,9 @@ On a drive with `longitudinal: policy`, besides what `verdict` asks of every dri
 3. it gets on: its way is at least `min_progress` of that of a good driver, who follows the
    intelligent driver model and brakes for curves (`Scenario.reference`);
 4. it is comfortable. ISO 15622 (adaptive cruise control) allows 3.5 m/s^2 of braking as a mean of
-   2 s, 2 m/s^2 of acceleration, and braking to grow by 2.5 m/s^3 as a mean of 1 s, at 20 m/s and
-   more; 5, 4 and 5 at 5 m/s and less; in between we take the straight line. `discomfort` is the
-   largest share of these that is used, and may be `max_discomfort`.
+   2 s, 2 m/s^2 of acceleration, and these to change towards braking by 2.5 m/s^3 as a mean of 1 s,
+   at 20 m/s and more; 5, 4 and 5 at 5 m/s and less; in between we take the straight line.
+   `discomfort` is the largest share of these that is used, and may be `max_discomfort`.
 
 And lateral acceleration and jerk count, as in a lane change: whoever takes a curve too fast fails.
 It does not know how the drive came about.
@@ -41,7 +41,7 @@ class PaceFigures:
     progress: float  # of the way of a good driver
     max_braking: float  # m/s^2, mean of 2 s
     max_acceleration: float  # m/s^2
-    max_jerk: float  # m/s^3, of braking, mean of 1 s
+    max_jerk: float  # m/s^3, towards braking, mean of 1 s
     discomfort: float  # the largest share used of what is comfortable
 
 
@@ -54,7 +54,9 @@ def measure_pace(
     window = round(BRAKING_WINDOW / step)
     braking = -(speed[window:] - speed[:-window]) / (window * step)
     span = round(JERK_WINDOW / step)
-    jerk = -(acceleration[span:] - acceleration[:-span]) / (span * step)
+    # Before the start the speed was steady.
+    acceleration_since = np.concatenate([np.zeros(span), acceleration])
+    jerk = -(acceleration_since[span:] - acceleration_since[:-span]) / (span * step)
     shares = (
         braking / np.interp(speed[:-window], SPEEDS, BRAKING),
         acceleration / np.interp(speed[:-1], SPEEDS, ACCELERATION),

@@ -140,7 +140,7 @@ def drive(
     driver.start(info["context"])
     reset_seconds = perf_counter() - begin
     poses, views = [info["pose"][0].copy()], []
-    while info["active"][0]:
+    while info["active"][0] and not is_off(scenario, len(poses) - 1, poses[-1]):
         decision = driver.act(observation, info)
         if with_views:
             plan = None if decision.plan is None else decision.plan[0].copy()
@@ -166,8 +166,18 @@ def drive(
     )
 
 
+def is_off(scenario: Scenario, step: int, pose: Series) -> bool:
+    """Tell whether a car is more than 4 m from where to be across the road.
+
+    The environment measures that against a good driver's way, which may have ended by then.
+    """
+    _, offset = scenario.line.locate(pose[None, :2])
+    wanted, _ = scenario.target_offset(np.array([step * STEP]))
+    return bool(abs(offset[0] - wanted[0]) > EnvConfig.max_lateral_error)
+
+
 def judge(scenario: Scenario, driven: Drive) -> Result:
-    """Measure a drive and say whether it passed, and if not, why."""
+    """Measure a drive of at least one step and say whether it passed, and if not, why."""
     s, offset = scenario.line.locate(driven.poses[:, :2])
     lateral = offset - scenario.target_offset(driven.time)[0]
     right, left = scenario.edges(driven.time)

@@ -60,6 +60,7 @@ COMFORT = 2.0  # m/s^2, a across the path: the correction alone, not the path's 
 LEAST_COMFORT = 0.5  # m/s^2, even where a curve alone takes all that the car can do
 COMFORT_CURVATURE = 0.15  # 1/m, at low speed: what the correction may add to the path's curvature
 SLOW = 3.0  # m/s
+NEARLY_ZERO = 1e-6  # m, what rounding leaves
 GRID = 0.2  # s between the points at which the time of slow cars is added up
 LONGITUDINAL_RATE = 0.5  # 1/s
 LONGITUDINAL_COMFORT = 1.5  # m/s^2
@@ -143,14 +144,17 @@ def catch_up(
 ) -> Pace:
     """Return the motion along the path of cars that are `ahead` m and gain `gain` m/s.
 
-    They do not go back, not behind `least` m either: who has come too far waits.
+    They do not go back, not behind `least` m either: who has come too far waits, and stands. When
+    the recorded car gets there he is as fast as it at once; who plans again on the way is not.
     """
     comfort = torch.full_like(gain, LONGITUDINAL_COMFORT)
     lead = settle(ahead, gain, LONGITUDINAL_RATE, comfort, time)
     recorded = paths.at_time(start[:, None] + time)
-    station = torch.maximum(recorded.station + lead.value, least[:, None]).cummax(1).values
-    speed = recorded.speed + lead.rate
-    push = recorded.acceleration + lead.acceleration
+    free = recorded.station + lead.value
+    station = torch.maximum(free, least[:, None]).cummax(1).values
+    waits = station > free + NEARLY_ZERO
+    speed = torch.where(waits, 0.0, recorded.speed + lead.rate)
+    push = torch.where(waits, 0.0, recorded.acceleration + lead.acceleration)
     push = torch.where(speed > 0, push, push.clamp(min=0.0))
     return Pace(station, speed.clamp(min=0.0), push, recorded.valid)
 
@@ -162,7 +166,7 @@ def driven_time(pace: Pace, time: Points) -> Points:
     sums = torch.cat([torch.zeros_like(share[:, :1]), sums], dim=1)
     index = (time / GRID).floor().long().clamp(0, share.shape[1] - 2)
     begin, end = share.gather(1, index), share.gather(1, index + 1)
-    elapsed = time - GRID * index
+    elapsed = time - GRID * index.to(time)
     return sums.gather(1, index) + elapsed * (begin + (end - begin) * elapsed / (2 * GRID))
 
 
@@ -188,12 +192,12 @@ def convergence(
     pace = catch_up(*schedule, time)
 
     # Derivatives by a slow car's own time are those of a car that is not slow.
-    driven, brisk = time, speed.clamp(min=SLOW)
-    if min(float(paths.speed.min()), float(speed.min())) < 2 * SLOW:
-        num_points = int(float(time.max()) / GRID) + 2
-        grid = GRID * torch.arange(num_points, dtype=torch.float64).expand(len(speed), -1)
-        driven = driven_time(catch_up(*schedule, grid), time)
-    rate = brisk * offset.heading.sin()
+    num_points = int(float(time.max()) / GRID) + 2
+    grid = GRID * torch.arange(num_points, dtype=torch.float64).expand(len(speed), -1)
+    driven = driven_time(catch_up(*schedule, grid), time)
+    brisk = speed.clamp(min=SLOW)
+    cos = offset.heading.cos().clamp(min=MIN_METRIC)
+    rate = (speed * cos / metric).clamp(min=SLOW) * metric * offset.heading.sin() / cos
     # The correction adds to the curve's own acceleration, and the car does only so much in all.
     side = torch.sign(lateral_rate * offset.lateral + 2 * rate)
     room = (MAX_LATERAL_ACCELERATION + side * here * speed**2).clamp(min=LEAST_COMFORT, max=COMFORT)

@@ -10,6 +10,7 @@ not know MetaDrive.
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -32,7 +33,7 @@ STOPS_FROM, STOPS_UNTIL = -8.0, 16.0  # s: cars may stand when the drive begins
 CUT_IN_DURATION = 3.0  # s
 CUT_IN_GAP = (0.5, 1.6)  # s behind the car that cuts in, besides `CUT_IN_ROOM`
 CUT_IN_ROOM = 6.0  # m
-CUT_IN_SPEED = 0.75  # of ours, least
+CUT_IN_SPEED = 0.75  # of ours, least, and of the car ahead's
 NEVER = np.inf
 
 Series = Float[np.ndarray, " cars"]
@@ -228,8 +229,11 @@ class Traffic:
                 if lane is goal or ego.speed < MIN_SPEED or not can.any():
                     continue
                 which = int(np.flatnonzero(can)[0])
-                s = lane.ego_s[which]
-                if (np.abs(goal.ego_s - s) < CAR_LENGTH + CUT_IN_ROOM).any():
+                s, speed = lane.ego_s[which], lane.cars.speed[which]
+                room = goal.ego_s - s - CAR_LENGTH - CUT_IN_ROOM
+                is_near = np.abs(goal.ego_s - s) < CAR_LENGTH + CUT_IN_ROOM
+                is_slow = (room > 0) & (speed**2 - goal.cars.speed**2 > 2 * BRAKING * room)
+                if (is_near | is_slow).any():
                     continue
                 car = lane.cars.taken(np.array([which]))
                 car.s = np.array([goal.along(s)])
@@ -312,13 +316,21 @@ def random_traffic(
 
 
 def _let_stop(cars: Cars, share: float, rng: np.random.Generator) -> None:
-    """Draw who stops, and when; who has stopped before the drive begins stands."""
+    """Draw who stops, and when; who has stopped before the drive begins stands.
+
+    Those behind are as slow as they have to be to stop, too.
+    """
     begin = rng.uniform(STOPS_FROM, STOPS_UNTIL, size=len(cars))
     end = begin + rng.uniform(*STOP_DURATION, size=len(cars))
     stops = rng.random(len(cars)) < share
     cars.stop_begin = np.where(stops, begin, NEVER)
     cars.stop_end = np.where(stops, end, NEVER)
     cars.speed = np.where((cars.stop_begin < 0) & (cars.stop_end > 0), 0.0, cars.speed)
+    order = cars.s.argsort()[::-1]
+    for ahead, behind in pairwise(order.tolist()):
+        room = max(0.0, cars.s[ahead] - cars.s[behind] - CAR_LENGTH - STANDSTILL_GAP)
+        most = np.sqrt(cars.speed[ahead] ** 2 + 2 * BRAKING * room)
+        cars.speed[behind] = min(cars.speed[behind], most)
 
 
 def _populate(

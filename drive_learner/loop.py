@@ -35,7 +35,8 @@ class LoopConfig:
     """How often things happen, in gradient steps; 0 is never.
 
     publish_lag: publishes by which the actors' weights are older than the newest, to study what
-    that does. act_with_average: the actors drive with the averaged weights, not the raw ones.
+    that does; a run that is resumed begins with the newest. act_with_average: the actors drive with
+    the averaged weights, not the raw ones.
     """
 
     publish_every: int = 10

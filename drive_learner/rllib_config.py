@@ -65,5 +65,9 @@ class RllibLearning:
                 "RLlib always descends the policy gradient: loss.policy_gradient must be above 0 "
                 "with learner.kind=rllib"
             )
+        if not loss.is_corrected:
+            raise ValueError(
+                "RLlib's V-trace always corrects: learner.kind=rllib needs loss.is_corrected=true"
+            )
         if loss.c_max != 1:
             raise ValueError(f"RLlib's V-trace has c_max 1, got loss.c_max {loss.c_max}")

@@ -3,7 +3,7 @@ from dataclasses import dataclass, replace
 import pytest
 
 from cluster.config import dump
-from cluster.kept import claim, found, kept
+from cluster.kept import claim, found, kept, settings
 from cluster.train_policy import TrainPolicyRun
 
 
@@ -42,6 +42,8 @@ def test_figures_of_settings_that_cannot_be_read_any_more_are_made_again(tmp_pat
     path = tmp_path / "kept.json"
     kept(path, Newer(), lambda: {"x": 1})
     assert kept(path, Older(), lambda: {"x": 2}) == {"x": 2}
+    for text in ("", "3", "a: [", "nothing: known"):
+        assert settings(Older, text) is None
 
 
 def test_a_folder_is_of_one_training(tmp_path):

@@ -173,7 +173,7 @@ def row(policy, seed, passed, error):
 
 def test_the_table_has_seeds_and_intervals(tmp_path):
     rows = [row("on", 0, 20, 0.8), row("on", 1, 16, 0.9), row("off", 0, 2, 0.6)]
-    tables = {"both": ["on", "off", "later"], "one": ["off"]}
+    tables = {"both": ["on", "off", "later"], "one": ["off"], "none": ["later"]}
     figures = write_page(tmp_path, rows, ["a", "b"], tables)
     assert figures["on"] == {"a": [20, 16], "b": [19, 15], "trajectory_mae": [0.8, 0.9]}
     lines = (tmp_path / "both.md").read_text().splitlines()
@@ -193,9 +193,10 @@ def test_tables_choose_policies_and_those_may_begin_with_another():
         "short": ("off_policy", "seed=3"),
         "shorter": ("short", "num_steps=2"),
     }
-    sweep = SweepRun(policies=policies, seeds=(0,), tables={"a": ("short",), "b": ("shorter",)})
+    tables = {"a": ("short", "off_policy"), "b": ("shorter",)}
+    sweep = SweepRun(policies=policies, seeds=(0,), tables=tables)
     steps = {name: training.num_steps for (name, _), training in sweep.points.items()}
-    assert steps == {"short": 7, "shorter": 2}
+    assert steps == {"off_policy": 7, "short": 7, "shorter": 2}
     assert list(replace(sweep, only=("b",)).points) == [("shorter", 0)]
     assert list(replace(sweep, tables={}).points) == [(name, 0) for name in policies]
     assert spelt_out(policies, "shorter") == ("off_policy", "num_steps=7", "seed=3", "num_steps=2")
@@ -237,6 +238,7 @@ def test_the_shipped_sweeps_are_of_one_length_and_learn_from_what_is_recorded(na
         ({"side_by_side": 0}, "side_by_side is 0"),
         ({"only": ("a",)}, "only names a, the tables are none"),
         ({"tables": {"a": ("yours",)}}, "tables.a names yours, which is no policy"),
+        ({"tables": {"a": ()}}, "mine: in none of the tables"),
     ],
 )
 def test_impossible_sweeps_are_refused(changes, words):

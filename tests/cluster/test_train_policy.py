@@ -307,6 +307,8 @@ def test_runs_that_cannot_work_are_refused(tiny):
         replace(tiny, mode="off_policy", loss=LossConfig())
     with pytest.raises(ValueError, match="num_scenes"):
         replace(tiny, num_scenes=0)
+    with pytest.raises(ValueError, match=r"300 gradient steps late: .* which is 300"):
+        replace(tiny, loop=LoopConfig(publish_lag=30), queue=QueueConfig(max_lag=300))
     with pytest.raises(ValueError, match="teacher_share must be 0 to 1, got 2"):
         replace(tiny, teacher_share=2)
     with pytest.raises(ValueError, match=r"teacher_share needs .* loss.policy_gradient=0"):

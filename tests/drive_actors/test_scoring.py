@@ -133,6 +133,13 @@ def test_no_longitudinal_scenario_is_passed_at_constant_speed(scenario):
     assert result.pace.progress > 1
 
 
+def test_who_runs_past_a_stop_and_off_the_road_is_ended_there():
+    scenario = next(scenario for scenario in PACES if scenario.name == "standing-10-left")
+    result = judge(scenario, drive(StraightDriver(), scenario, WORLD, PLAIN))
+    assert f"left the road after {result.time[-1]:.1f} s" in result.reasons
+    assert 4 < np.abs(result.lateral).max() < 6
+
+
 def test_who_stops_for_nothing_fails_for_that_alone():
     for scenario in PACES[:7]:
         result = judge(scenario, drive(SteeringDriver(-1.5), scenario, WORLD, PLAIN))

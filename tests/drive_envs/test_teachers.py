@@ -302,8 +302,42 @@ def test_who_came_too_far_waits_and_does_not_go_back(synthetic):
     assert (station.diff() >= 0).all()
     assert station[0].item() == pytest.approx(offset.station.item())
     assert motion.acceleration[0][0, 0].item() == 0
+    speed, held = motion.velocity[0][0], station.diff() == 0
+    assert held.sum() > 5
+    assert speed[:-1][held].max() == 0
+    assert motion.acceleration[0][0, :-1][held].max() == 0
     end = paths.station[0, NUM_PAST + 50].item()
     assert station[-1].item() == pytest.approx(end, abs=0.2)
+
+
+@pytest.mark.parametrize("speed", [0.0, 1.0, 2.0, 2.9, 5.0])
+@pytest.mark.parametrize(("curvature", "lateral"), [(0.0, 0.0), (0.1, 1.5), (0.1, -1.5)])
+def test_a_plan_begins_where_the_car_points_however_slow_it_is(
+    synthetic, speed, curvature, lateral
+):
+    paths = gather_paths([synthetic.arc_path(max(speed, 0.5), curvature)], [20], NUM_STEPS)
+    now = torch.tensor([speed]).double()
+    offset = PathOffset(
+        paths.station[:, NUM_PAST],
+        torch.tensor([lateral]).double(),
+        torch.tensor([0.3]).double(),
+    )
+    motion = convergence(paths, offset, now, torch.zeros(1).double(), TIMES.expand(1, 33))
+    assert motion.heading[0, 0].item() == pytest.approx(0.3, abs=1e-6)
+    assert torch.hypot(*motion.velocity)[0, 0].item() == pytest.approx(speed, abs=1e-6)
+
+
+def test_a_scene_is_taught_alike_beside_any_other(synthetic):
+    fast, slow = synthetic.arc_path(9.0, 0.01), synthetic.stopping_path(0.0)
+    plans = []
+    for recorded in ([fast], [fast, slow]):
+        paths = gather_paths(recorded, [20] * len(recorded), NUM_STEPS)
+        one = torch.ones(len(recorded)).double()
+        offset = PathOffset(paths.station[:, NUM_PAST] + 6, 0.8 * one, 0.0 * one)
+        motion = convergence(paths, offset, 14.0 * one, 0.0 * one, TIMES.expand(len(one), 33))
+        plans.append([part[0] for part in (motion.lateral, motion.heading, *motion.velocity)])
+    for alone, beside in zip(*plans, strict=True):
+        torch.testing.assert_close(alone, beside, atol=1e-12, rtol=0)
 
 
 def test_plan_of_a_slow_car_agrees_with_itself(synthetic):
