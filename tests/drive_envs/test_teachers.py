@@ -27,7 +27,7 @@ from drive_envs.teachers import (
 )
 from drive_envs.vehicle import MAX_LATERAL_ACCELERATION, Vehicle, VehicleState, advance
 
-NUM_STEPS = 60
+NUM_STEPS, LONGEST = 60, 110
 CORNERS = [
     {},
     *(
@@ -40,7 +40,7 @@ CORNERS = [
 ]
 
 
-def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0, num_steps=NUM_STEPS):
+def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0):
     def each(value, *shape):
         return torch.full((batch, *shape), value, dtype=torch.float64)
 
@@ -48,8 +48,8 @@ def cars(batch, delay=0.0, lag=0.0, gain=1.0, wind=0.0, num_steps=NUM_STEPS):
         delay=each(delay),
         lag=each(lag),
         gain=each(gain),
-        wind=each(wind, num_steps + 1),
-        jitter=each(0.0, num_steps, 2),
+        wind=each(wind, LONGEST + 1),
+        jitter=each(0.0, LONGEST, 2),
     )
 
 
@@ -251,8 +251,8 @@ def test_speed_error_dies_out_on_the_recorded_schedule(synthetic):
 
 def stop_and_go(synthetic, curvature, lateral, heading, faster):
     """Drive 22 s behind a stop of 4 s, the speed as the teacher says: one row a step and car."""
-    paths = gather_paths([synthetic.stopping_path(curvature)] * len(lateral), [10] * 3, 110)
-    vehicle = cars(len(lateral), num_steps=110)
+    paths = gather_paths([synthetic.stopping_path(curvature)] * len(lateral), [10] * 3, LONGEST)
+    vehicle = cars(len(lateral))
     state = VehicleState(
         pose=paths.displaced(NUM_PAST, lateral, heading),
         speed=paths.speed[:, NUM_PAST] + faster,
@@ -260,7 +260,7 @@ def stop_and_go(synthetic, curvature, lateral, heading, faster):
         commands=paths.curvature[:, NUM_PAST, None].repeat(1, 4),
     )
     station = paths.station[:, NUM_PAST]
-    for step in range(110):
+    for step in range(LONGEST):
         offset = paths.project(state.pose, station)
         targets = teach(paths, offset, state, vehicle, step)
         ahead = offset.station - paths.station[:, NUM_PAST + step]
