@@ -57,7 +57,8 @@ def test_at_equal_weights_the_importance_ratio_is_one(make_env, tiny_policy, len
 @pytest.mark.slow
 def test_a_constant_reward_is_worth_its_discounted_sum(make_env, tiny_policy):
     """Reward 1, gamma 0.9, episodes cut after 5 steps: V = 1 / (1 - 0.9), if cuts bootstrap."""
-    env = make_env((5, 5), RewardConfig(lateral=1e6, heading=1e6, jerk=1e6), num_scenes=2)
+    indifferent = RewardConfig(lateral=1e6, heading=1e6, jerk=1e6, ahead=1e6)
+    env = make_env((5, 5), indifferent, num_scenes=2)
     config = LearnerConfig(
         num_steps=200,
         device="cpu",
