@@ -7,8 +7,8 @@ from drive_envs.reward import RewardConfig, reward
 
 
 def of(lateral=0.0, heading=0.0, jerk=0.0, ahead=0.0):
-    errors = (torch.tensor([float(x)]) for x in (lateral, heading, jerk, ahead))
-    return reward(*errors, RewardConfig()).item()
+    e, psi, j, station = (torch.tensor([float(x)]) for x in (lateral, heading, jerk, ahead))
+    return reward(e, psi, j, station, RewardConfig()).item()
 
 
 def test_perfect_driving_earns_one_and_each_scale_halves_it():

@@ -155,8 +155,7 @@ def test_policy_gradient_makes_better_actions_likelier(batch, is_longitudinal):
     output = PolicyOutput(plan, mean, log_std, zeros[..., 0, 0, 0], mean, log_std)
     behaviour = log_prob(mean[:-1], log_std[:-1], batch.action_normalized).detach()
     batch = replace(batch, log_prob=behaviour)
-    weights = {"plan": 0.0, "action": 0.0, "value": 0.0, "entropy": 0.0, "policy_gradient": 1.0}
-    config = LossConfig(**weights)
+    config = LossConfig(plan=0.0, action=0.0, value=0.0, entropy=0.0, policy_gradient=1.0)
     advantage = value_targets(output.value, torch.zeros(shape), batch, config).advantage
     total, metrics = losses(output, batch, config, is_longitudinal=is_longitudinal)
     total.backward()
