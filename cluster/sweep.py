@@ -52,8 +52,8 @@ class SweepRun:
     policies: by a name of your own, what would stand after `drive train-policy`: a YAML, a shipped
     one by its name, or another of these policies, and dotted.key=value. recordings: the same for
     `drive record`; those that are learnt from are made first, unless their file is there and was
-    made so. seeds: of each
-    policy; one is trained for all policies before the next. scores: what each is scored on.
+    made so. seeds: of each policy; one is trained for all policies before the next. scores: what
+    each is scored on.
     tables: by a name, policies that are to be compared with each other; without any it is all of
     them. only: the tables to make, each without the others; none means all.
     side_by_side: policies at once. num_cpus, num_gpus, resources: what Ray reserves for each

@@ -16,7 +16,7 @@ published; they were chosen here, and each part can be switched off by setting i
 from dataclasses import dataclass
 from functools import cached_property
 from math import pi
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,8 @@ NUM_WAVES = 4  # sines in the drift
 MIN_FOLLOWING_GAP = 5.0  # metres to a standing lead
 MAX_LATERAL_CORRECTION = 1.0  # m/s^2, what a person steers with to get back to his line
 MIN_STEERING_SPEED = 3.0  # m/s, below which steering is as at this speed
+
+Amount = TypeVar("Amount", float, np.ndarray)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +82,11 @@ class HumanConfig:
             )
 
 
+def blend(x: Amount) -> Amount:
+    """Go from 0 to 1 with no velocity or acceleration at the ends: 10 x^3 - 15 x^4 + 6 x^5."""
+    return x**3 * (10 - 15 * x + 6 * x**2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class LaneChange:
     """From `start` s on the target moves `offset` m to the left within `duration` s."""
@@ -90,8 +97,7 @@ class LaneChange:
 
     def at(self, time: float) -> float:
         """Metres moved so far: a quintic with no jump in velocity or acceleration."""
-        u = min(1.0, max(0.0, (time - self.start) / self.duration))
-        return self.offset * u**3 * (10 - 15 * u + 6 * u**2)
+        return self.offset * blend(min(1.0, max(0.0, (time - self.start) / self.duration)))
 
 
 class Lead(NamedTuple):

@@ -24,16 +24,15 @@ import yaml
 from jaxtyping import Float
 
 from drive_envs.centerline import Centerline
+from drive_envs.human import SUBSTEP, blend
 from drive_envs.roads import Block, Road, lane_centerline
 from drive_envs.scripted_cars import (
-    SUBSTEP,
     Car,
     CutIn,
     Reference,
     SpeedChange,
     Times,
     Tracks,
-    blend,
     drive_well,
     tracks_of,
 )

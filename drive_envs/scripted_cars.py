@@ -12,18 +12,21 @@ import numpy as np
 from jaxtyping import Bool, Float
 
 from drive_envs.centerline import Centerline
-from drive_envs.human import Driver, HumanConfig, Lead, eased, pace, speed_profile
+from drive_envs.human import (
+    SUBSTEP,
+    Driver,
+    HumanConfig,
+    Lead,
+    blend,
+    eased,
+    pace,
+    speed_profile,
+)
 from drive_envs.traffic import CAR_LENGTH, CAR_WIDTH, SAFETY
 
-SUBSTEP = 0.05  # s
 JERK = 2.0  # m/s^3, of a good driver
 
 Times = Float[np.ndarray, " time"]
-
-
-def blend(x: Times) -> Times:
-    """Go from 0 to 1 with no velocity or acceleration at the ends: 10 x^3 - 15 x^4 + 6 x^5."""
-    return x**3 * (10 - 15 * x + 6 * x**2)
 
 
 @dataclass(frozen=True, kw_only=True)

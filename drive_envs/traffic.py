@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float, Int
 
-from drive_envs.human import Lead
+from drive_envs.human import Lead, blend
 from drive_envs.roads import Centerline, Road, lane_centerline
 
 KINDS = ("s", "m")  # models of cars
@@ -123,7 +123,7 @@ class Cars:
     def offset(self, time: float) -> Series:
         """Return where they are at `time` s, m left of the lane's centre."""
         u = ((time - self.shift_begin) / CUT_IN_DURATION).clip(0.0, 1.0)
-        return self.shift * (1 - u**3 * (10 - 15 * u + 6 * u**2))
+        return self.shift * (1 - blend(u))
 
 
 class LaneTraffic:
