@@ -259,6 +259,8 @@ class Answer:
             return self._response.result(timeout_s=self._timeout)
         except BackPressureError as error:
             raise TimeoutError("the world model's queue is full") from error
+        except TimeoutError:  # Ray's own are RayErrors as well
+            raise
         except (RayServeException, RayError) as error:
             cause = getattr(error, "cause", None)
             if isinstance(cause, (LookupError, RuntimeError, ValueError)):

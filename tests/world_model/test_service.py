@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import ray
 from gymnasium.utils.env_checker import check_env
+from ray.exceptions import ActorDiedError, GetTimeoutError
 from ray.util import list_named_actors
 
 from drive_envs.environment import DrivingEnv, DrivingVectorEnv, EnvConfig
@@ -37,7 +38,7 @@ from world_model.engine import EngineConfig
 from world_model.model_file import load_world_model, save_world_model
 from world_model.sampler import SamplerConfig as EulerConfig
 from world_model.scheduler import SchedulerConfig
-from world_model.service import ServiceConnection, serving, start, totals
+from world_model.service import Answer, ServiceConnection, serving, start, totals
 from world_model.service_config import ServiceConfig
 
 pytestmark = pytest.mark.slow
@@ -193,6 +194,29 @@ def test_both_replicas_are_lost(connection, synthetic_segment):
 
     assert roll_out(connection, synthetic_segment, 0, 4, kill_both) >= 1
     wait_for_replicas()
+
+
+class Failing:
+    """A response of Serve's that never comes."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def result(self, timeout_s):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "meant"),
+    [
+        (GetTimeoutError("some object(s) not ready"), TimeoutError),
+        (TimeoutError("resolving"), TimeoutError),
+        (ActorDiedError(), SessionLostError),
+    ],
+)
+def test_who_is_slow_is_not_taken_for_gone(error, meant):
+    with pytest.raises(meant):
+        Answer(Failing(error), timeout=0.5).result()
 
 
 def test_a_replica_is_slow(service, synthetic_segment):
