@@ -14,6 +14,7 @@ import json
 import types
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -73,6 +74,19 @@ def load_text(schema: type[Config], text: str) -> Config:
     if not isinstance(tree, dict):
         raise ConfigError(f"settings must be `key: value` lines, got {shorten(tree)}")
     return build_record(schema, tree, MISSING, Place(file=None, overridden=()))
+
+
+@lru_cache(maxsize=1000)
+def load_kept(schema: type[Config], text: str) -> Config | None:
+    """Read settings that something was made with; None where they are not of this schema any more.
+
+    A setting that there was not yet when they were written counts as having had its default: what
+    is new has to be off unless it is asked for.
+    """
+    try:
+        return load_text(schema, text)
+    except ValueError:
+        return None
 
 
 def dump(config: object) -> str:

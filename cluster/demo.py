@@ -106,7 +106,7 @@ def command(job: str, run: str, overrides: tuple[str, ...], directory: Path) -> 
     words = [job, str(path), *overrides, f"output={directory}"]
     logger.info("   drive %s", shlex.join(words))
     resolved = resolve(job, path, overrides)
-    return do(resolved, choose_directory(run, resolved.text, directory), words)
+    return do(resolved, choose_directory(run, resolved, directory), words)
 
 
 def show(dataset: SegmentDataset) -> dict[str, Any]:

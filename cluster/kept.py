@@ -5,11 +5,10 @@ A figure is made once for the settings that it was made with; a folder belongs t
 
 import json
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from cluster.config import Config, dump, load, load_text
+from cluster.config import dump, load, load_kept
 from cluster.output import plain, write_text
 from cluster.train_policy import TrainPolicyRun
 
@@ -35,22 +34,9 @@ def kept(path: Path, run: object, make: Callable[[], Mapping[str, Any]]) -> dict
 
 
 def found(path: Path, run: object) -> dict[str, Any] | None:
-    """Read the figures that were made with these settings; None where there are none.
-
-    A setting that there was not yet when they were made counts as having had its default: what is
-    new has to be off unless it is asked for.
-    """
+    """Read the figures that were made with these settings; None where there are none."""
     if path.exists():
         stored = json.loads(path.read_text())
-        if settings(type(run), stored["settings"]) == run:
+        if load_kept(type(run), stored["settings"]) == run:
             return stored["figures"]
     return None
-
-
-@lru_cache(maxsize=1000)
-def settings(schema: type[Config], text: str) -> Config | None:
-    """Read settings as they were written down; None where they are not of this schema any more."""
-    try:
-        return load_text(schema, text)
-    except ValueError:
-        return None

@@ -80,7 +80,7 @@ def run(command: Command, words: Sequence[str], is_debug: bool) -> None:
     with words_to_stderr():
         overrides = [f"topic={command.topic}"] if command.topic else []
         resolved = resolve(command.job, command.path, [*overrides, *command.overrides])
-        directory = choose_directory(command.title, resolved.text, command.output)
+        directory = choose_directory(command.title, resolved, command.output)
         with log_into(directory / "log.txt", is_debug):
             logger.info("drive %s, into %s", command.job, directory)
             figures = do(resolved, directory, words)

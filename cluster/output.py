@@ -1,8 +1,9 @@
 """What a job leaves behind: `runs/NAME/` with the run as resolved, the result and the log.
 
 A directory belongs to one resolved run. The same run again finds its directory (and there its
-checkpoints); another run of the same name gets `NAME-2`, `NAME-3`, ... Nothing is overwritten by
-a different run unless the command names the directory itself (`output=PATH`).
+checkpoints), also after an update that brought new settings, as long as these are at their
+defaults; another run of the same name gets `NAME-2`, `NAME-3`, ... Nothing is overwritten by a
+different run unless the command names the directory itself (`output=PATH`).
 
 stdout carries one line, the headline figures as JSON; all words go to stderr.
 """
@@ -24,7 +25,8 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from cluster.jobs import OURS
+from cluster.config import load_kept
+from cluster.jobs import OURS, Resolved
 from cluster.progress import CONSOLE
 
 logger = logging.getLogger(__name__)
@@ -32,28 +34,31 @@ logger = logging.getLogger(__name__)
 PACKAGES = ("torch", "ray", "gymnasium", "metadrive-simulator", "numpy", "pyarrow")
 
 
-def choose_directory(name: str, run: str, chosen: Path | None) -> Path:
-    """Create and return the directory of the resolved run (its YAML text), with its `run.yaml`."""
+def choose_directory(name: str, run: Resolved, chosen: Path | None) -> Path:
+    """Create and return the directory of a run, with its `run.yaml`."""
     if chosen is not None:
         directory = chosen
-        if run_of(directory) not in (None, run):
+        if not is_free_for(run, directory):
             logger.warning("%s held another run, which this one replaces", directory)
     else:
         names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
         directory = next(
-            path for path in (Path("runs", name) for name in names) if run_of(path) in (None, run)
+            path for path in (Path("runs", name) for name in names) if is_free_for(run, path)
         )
     directory.mkdir(parents=True, exist_ok=True)
-    write_text(directory / "run.yaml", run)
+    write_text(directory / "run.yaml", run.text)
     return directory
 
 
-def run_of(directory: Path) -> str | None:
-    """Return the text of the directory's `run.yaml`, or None if it has none."""
+def is_free_for(run: Resolved, directory: Path) -> bool:
+    """Tell whether a directory is of no run yet, or of this one."""
     try:
-        return (directory / "run.yaml").read_text()
+        text = (directory / "run.yaml").read_text()
     except FileNotFoundError:
-        return None
+        return True
+    # The first line names the job, which the settings do not.
+    is_same_job = text.partition("\n")[0] == run.text.partition("\n")[0]
+    return is_same_job and load_kept(type(run.config), text) == run.config
 
 
 def write_result(

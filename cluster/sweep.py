@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 from cluster import record
-from cluster.config import Config, dump, load
+from cluster.config import Config, dump, load, load_kept
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
-from cluster.kept import TRAINING, claim, found, kept, settings
+from cluster.kept import TRAINING, claim, found, kept
 from cluster.output import write_text
 from cluster.progress import Meter, progress
 from cluster.record import RecordRun
@@ -218,7 +218,7 @@ def figures_of(
     folder: Path, scores: Scores
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]] | None:
     """Read what training and each score of a policy gave, None where some of it is to be done."""
-    training = settings(TrainPolicyRun, (folder / TRAINING).read_text())
+    training = load_kept(TrainPolicyRun, (folder / TRAINING).read_text())
     trained = found(folder / "trained.json", training)
     scored = {
         name: figures

@@ -2,8 +2,8 @@ from dataclasses import dataclass, replace
 
 import pytest
 
-from cluster.config import dump
-from cluster.kept import claim, found, kept, settings
+from cluster.config import dump, load_kept
+from cluster.kept import claim, found, kept
 from cluster.train_policy import TrainPolicyRun
 
 
@@ -43,7 +43,7 @@ def test_figures_of_settings_that_cannot_be_read_any_more_are_made_again(tmp_pat
     kept(path, Newer(), lambda: {"x": 1})
     assert kept(path, Older(), lambda: {"x": 2}) == {"x": 2}
     for text in ("", "3", "a: [", "nothing: known"):
-        assert settings(Older, text) is None
+        assert load_kept(Older, text) is None
 
 
 def test_a_folder_is_of_one_training(tmp_path):

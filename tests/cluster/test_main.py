@@ -121,6 +121,19 @@ def test_a_directory_belongs_to_one_resolved_run(job, capfd):
     assert "other: 6.0" in (job / "elsewhere/x/run.yaml").read_text()
 
 
+def test_a_run_finds_its_directory_again_after_an_update_with_new_settings(job, capfd):
+    main(["tiny"])
+    run = job / "runs/tiny/run.yaml"
+    older = [line for line in run.read_text().splitlines() if "how:" not in line]
+    run.write_text("\n".join(older) + "\n")
+    main(["tiny"])
+    assert "how:" in run.read_text()
+    assert not (job / "runs/tiny-2").exists()
+    run.write_text("# drive other\n" + "\n".join(older[1:]) + "\n")
+    main(["tiny"])
+    assert (job / "runs/tiny-2").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
