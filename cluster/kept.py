@@ -8,17 +8,16 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cluster.config import dump, load, load_kept
+from cluster.config import dump, load_kept
 from cluster.output import plain, write_text
-from cluster.train_policy import TrainPolicyRun
 
 TRAINING = "training.yaml"
 
 
-def claim(folder: Path, training: TrainPolicyRun) -> None:
+def claim(folder: Path, training: object) -> None:
     """Say which training a folder is of; ValueError when it is of another one."""
     path = folder / TRAINING
-    if path.exists() and load(TrainPolicyRun, path) != training:
+    if path.exists() and load_kept(type(training), path.read_text()) != training:
         raise ValueError(f"{path} is of a training with other settings: choose another output")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, dump(training))

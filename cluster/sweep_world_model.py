@@ -6,11 +6,10 @@ data, a power law is fitted to what is above the autoencoder's floor,
     LPIPS - floor = a x^-b
 
 Every variant is trained into its own folder and goes on where it stopped; what is evaluated is not
-evaluated again. So a sweep can be interrupted, and variants can be added to it.
+evaluated again with the same settings. So a sweep can be interrupted, and variants can be added.
 """
 
 import io
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -23,7 +22,8 @@ from matplotlib.figure import Figure
 from cluster import evaluate_world_model, train_world_model
 from cluster.config import dump, load
 from cluster.evaluate_world_model import EvaluateWorldModelRun
-from cluster.output import plain, write_text
+from cluster.kept import claim, kept
+from cluster.output import write_text
 from cluster.report import Part, Picture, Table, Text, write_report
 from cluster.train_world_model import TrainWorldModelRun
 from world_model.latents import LatentFile
@@ -62,6 +62,14 @@ class SweepWorldModelRun:
             raise ValueError("variants is empty: name at least one, such as {p0: [...]}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Variant:
+    """What the figures of one variant depend on."""
+
+    training: TrainWorldModelRun
+    report: EvaluateWorldModelRun
+
+
 def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
     """Train and evaluate every variant, leaving `report.html`; return the metric of each."""
     base = output / "training.yaml"
@@ -81,23 +89,25 @@ def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
 def figures_of(
     training: TrainWorldModelRun, report: EvaluateWorldModelRun, output: Path
 ) -> dict[str, Any]:
-    """Train and evaluate one variant, or read what an earlier sweep found."""
-    path = output / "figures.json"
-    if path.exists():
-        return json.loads(path.read_text())
-    output.mkdir(parents=True, exist_ok=True)
-    trained = train_world_model.run(training, output)
-    pages = output / "report"
-    pages.mkdir(exist_ok=True)
-    seen = evaluate_world_model.run(replace(report, model=output / "world_model"), pages)
-    figures = {
-        "parameters": trained["parameters"],
-        "drives": num_drives(training),
-        "seconds": trained["seconds"],
-        **seen,
-    }
-    write_text(path, json.dumps(plain(figures), indent=1))
-    return figures
+    """Train and evaluate one variant, or read what an earlier sweep found.
+
+    Raises ValueError when the folder is of a training with other settings.
+    """
+
+    def make() -> dict[str, Any]:
+        trained = train_world_model.run(training, output)
+        pages = output / "report"
+        pages.mkdir(exist_ok=True)
+        seen = evaluate_world_model.run(replace(report, model=output / "world_model"), pages)
+        return {
+            "parameters": trained["parameters"],
+            "drives": num_drives(training),
+            "seconds": trained["seconds"],
+            **seen,
+        }
+
+    claim(output, training)
+    return kept(output / "figures.json", Variant(training=training, report=report), make)
 
 
 def num_drives(training: TrainWorldModelRun) -> int:
