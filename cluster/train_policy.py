@@ -31,6 +31,7 @@ from cluster.tensorboard_pages import DRIVING, LEARNING, Pages
 from drive_actors.actor import RolloutActor
 from drive_actors.policy import Policy, PolicyConfig, fresh_policy
 from drive_envs.allocator import keep_freed_memory
+from drive_envs.camera import cameras
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
 from drive_envs.learned import Learned, LearnedConfig
@@ -154,6 +155,7 @@ class TrainPolicyRun:
         }
         if len(set(sizes.values())) > 1:
             raise ValueError(f"images must have one size, got {sizes}: make width and height equal")
+        cameras(self.env.width, self.env.height)  # says so if they have no such shape
         if self.mode == "off_policy" and (self.loss.policy_gradient or self.loss.value):
             raise ValueError(
                 "recordings have no reward: off_policy needs loss.policy_gradient=0 and "

@@ -79,6 +79,11 @@ def test_a_key_that_does_not_exist_in_a_file(train, tmp_path, capfd):
     [
         (("env.width=64",), "make width and height equal"),
         (("policy.width=40", "env.width=40", "world.width=40"), "multiples of 16, got 40 x 16"),
+        (
+            ("policy.height=32", "env.height=32", "world.height=32"),
+            "images 32 wide and 32 high do not have the camera's aspect ratio 256:128: choose a "
+            "size such as 256 x 128 or 128 x 64",
+        ),
     ],
 )
 def test_images_of_a_wrong_size(train, overrides, words):
@@ -99,17 +104,6 @@ def test_recordings_without_depth(recordings, tiny, tmp_path):
     said = sentence(drive(tmp_path, "train-policy", "data=flat.parquet", *tiny))
     assert "flat.parquet: segment '" in said
     assert "has no depth of camera 'narrow'; record or import it with depth" in said
-
-
-@pytest.mark.slow
-@pytest.mark.usefixtures("shared_ray")
-def test_images_of_a_shape_that_no_camera_has(recordings, tiny, tmp_path):
-    square = [f"{part}.height=32" for part in ("policy", "env", "world")]
-    said = sentence(drive(tmp_path, "train-policy", f"data={recordings}", *tiny, *square))
-    assert said == (
-        "drive: images 32 wide and 32 high do not have the camera's aspect ratio 256:128: "
-        "choose a size such as 256 x 128 or 128 x 64"
-    )
 
 
 def test_no_assets(tmp_path, monkeypatch, capfd):
