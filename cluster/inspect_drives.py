@@ -20,7 +20,7 @@ from cluster.drive_statistics import Statistics, statistics_of, summary
 from cluster.progress import CONSOLE, track
 from cluster.report import Part, Picture, Table, Text, write_report
 from drive_envs.photometry import PhotometryConfig
-from drive_envs.segment import Segment
+from drive_envs.segment import NoSegmentsError, Segment
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
 
 HEADINGS = {
@@ -65,6 +65,9 @@ def run(config: InspectRun, output: Path) -> dict[str, Any]:
     """Look at every segment once, write `report.html` and return the figures."""
     path = sample_path() if config.data == "sample" else Path(config.data)
     dataset = open_dataset(path)
+    dataset.leave_out_damaged(lambda segments: track(segments, "reading segments"))
+    if not len(dataset):
+        raise NoSegmentsError(f"{path}: all segments are damaged ({dict(dataset.skipped)})")
     found, sources = [], {}
     for segment in track((dataset[i] for i in range(len(dataset))), "segments", len(dataset)):
         found.append(statistics_of(segment))

@@ -16,7 +16,7 @@ from jaxtyping import Bool, Int
 
 from drive_envs.path import DESIRE_TIME, NUM_PAST, RecordedPath, path_from_segment
 from drive_envs.plan import STEP
-from drive_envs.segment import Segment
+from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentDataset
 
 log = logging.getLogger(__name__)
@@ -139,7 +139,8 @@ class Starts:
 class SceneSampler:
     """Draws scenes from all rows of all segments where one can start, as `Starts` tells.
 
-    Reads every segment once; ValueError when no scene can start anywhere.
+    Segments whose frames turn out to be damaged are left out, logged, and counted in `num_skipped`.
+    ValueError when no scene can start anywhere.
     """
 
     def __init__(
@@ -147,6 +148,7 @@ class SceneSampler:
     ) -> None:
         self.config = config or SamplerConfig()
         self._segment = lru_cache(maxsize=self.config.cached_segments)(segments.__getitem__)
+        self._num_segments = len(segments)
         self._paths: list[tuple[int, slice, RecordedPath]] = []
         starts, near = [], []
         for index in range(len(segments)):
@@ -159,19 +161,40 @@ class SceneSampler:
                 near.append(lane_change_near(segment.desire[rows])[starts[-1]])
                 self._paths.append((index, rows, path_from_segment(segment, rows)))
         self._starts = Starts(starts, near, self.config.lane_change_share)
+        self.num_skipped = 0
+        self._check()
+
+    def _check(self) -> None:
         if not len(self._starts):
             needed = NUM_PAST + self.config.num_steps[0] + 1 + self.config.rows_after
+            damaged = f" ({self.num_skipped} of them damaged)" if self.num_skipped else ""
             raise ValueError(
-                f"no scene can start in {len(segments)} segments: it takes {needed} valid rows "
-                f"{STEP} s apart; record longer drives or lower sampler.num_steps"
+                f"no scene can start in {self._num_segments} segments{damaged}: it takes {needed} "
+                f"valid rows {STEP} s apart; record longer drives or lower sampler.num_steps"
             )
+
+    def _draw(self, rng: np.random.Generator) -> tuple[Segment, slice, RecordedPath, int]:
+        """Draw a stretch of a segment whose frames are whole, and a row of it."""
+        while True:
+            which, start = self._starts.draw(rng)
+            index, rows, path = self._paths[which]
+            segment = self._segment(index)
+            try:
+                segment.load()
+            except SegmentError as error:
+                log.warning("skipped: %s", error)
+                self.num_skipped += 1
+                for other, (its_index, *_) in enumerate(self._paths):
+                    if its_index == index:
+                        self._starts.drop(other)
+                self._check()
+            else:
+                return segment, rows, path, start
 
     def __call__(self, rng: np.random.Generator) -> Scene:
         """Draw one scene."""
         config = self.config
-        which, start = self._starts.draw(rng)
-        index, rows, path = self._paths[which]
-        segment = self._segment(index)
+        segment, rows, path, start = self._draw(rng)
         if rng.random() < config.mirrored_share:
             segment = segment.mirrored()
             path = path_from_segment(segment, rows)

@@ -4,8 +4,10 @@ Poses are world_from_ego, the ego origin on the road below the camera. It does n
 segment is stored (`segments`), nor what a path, a plan or a lane is.
 """
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 from zlib import crc32
 
 import numpy as np
@@ -32,15 +34,30 @@ class NoSegmentsError(SegmentError):
     """Recordings of which none can be read, or none is of the split that was asked for."""
 
 
+@runtime_checkable
+class EncodedFrames(Protocol):
+    """A sequence of encoded images, or of depth maps, of which some may be None.
+
+    Nothing is asked of what is in it: to look would read it from the disk.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> Any: ...
+
+    def __iter__(self) -> Iterator[Any]: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Segment:
     """A minute or less of one drive; images stay encoded until they are asked for.
 
     Of N frames: `time` (N,) s, `position` (N, 3) m, `quaternion` (N, 4) xyzw, `velocity` (N, 3)
     m/s, all float64; `desire` (N,) int8; `valid` (N,) bool; `images` and `depths` N encoded frames
-    a camera. `source` is JSON that says where the segment comes from; `file` is set on segments
-    that were read from disk; `is_mirrored` says that images are turned over when they are decoded.
-    Raises SegmentError when shapes, counts, times or numbers are wrong.
+    a camera, which may still be on the disk. `source` is JSON that says where the segment comes
+    from; `file` is set on segments that were read from disk; `is_mirrored` says that images are
+    turned over when they are decoded. Raises SegmentError when shapes, counts, times or numbers are
+    wrong, and wherever frames are read from the disk and are damaged.
     """
 
     name: str
@@ -52,8 +69,8 @@ class Segment:
     velocity: np.ndarray
     desire: np.ndarray
     valid: np.ndarray
-    images: dict[str, list[bytes]]
-    depths: dict[str, list[bytes | None]]
+    images: Mapping[str, EncodedFrames]
+    depths: Mapping[str, EncodedFrames]
     source: str = "{}"
     file: Path | None = None
     is_mirrored: bool = False
@@ -78,6 +95,11 @@ class Segment:
 
     def __len__(self) -> int:
         return len(self.time)
+
+    def load(self) -> None:
+        """Read the frames that are still on the disk; SegmentError when they are damaged."""
+        for frames in (*self.images.values(), *self.depths.values()):
+            frames[0]
 
     @property
     def number(self) -> int:

@@ -6,14 +6,19 @@ Columns: `segment`, `split`, `source`; `time` s; `position` (x, y, z) m and `qua
 `image_<camera>` (JPEG or WebP) and `depth_<camera>` (PNG, uint16 centimetres of planar z,
 0 unknown, 65535 sky; may be null). The file's metadata holds the schema version, the cameras, the
 units and where the file came from. Writers are atomic, and pages carry checksums.
+
+Reading a segment reads its numbers, which are a thousandth of it; its frames follow when they are
+first asked for. So recordings that are larger than a disk can be read quickly are opened at once.
 """
 
 import json
 import logging
 import os
+import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -127,8 +132,8 @@ def _table(segment: Segment, schema: pa.Schema) -> pa.Table:
         values = pa.array(getattr(segment, column).reshape(-1)).cast(_scalar(schema, column))
         columns[column] = pa.FixedSizeListArray.from_arrays(values, tail[0]) if tail else values
     for camera in segment.cameras:
-        columns[f"image_{camera}"] = pa.array(segment.images[camera], pa.binary())
-        columns[f"depth_{camera}"] = pa.array(segment.depths[camera], pa.binary())
+        columns[f"image_{camera}"] = pa.array(list(segment.images[camera]), pa.binary())
+        columns[f"depth_{camera}"] = pa.array(list(segment.depths[camera]), pa.binary())
     return pa.table([columns[name] for name in schema.names], schema=schema)
 
 
@@ -142,6 +147,7 @@ class SegmentFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._reading = threading.Lock()  # an open Parquet file is not for several threads
         try:
             self._file = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             metadata = self._file.schema_arrow.metadata or {}
@@ -161,43 +167,75 @@ class SegmentFile:
     def __len__(self) -> int:
         return self._file.num_row_groups
 
-    def split(self, group: int) -> str:
-        """Read only to which split a row group belongs."""
-        return self._columns(group, ["split"])["split"][0].as_py()
-
     def read(self, group: int) -> Segment:
-        """Read the segment in a row group; SegmentError when any of its pages is damaged."""
-        names = self._file.schema_arrow.names
-        table = self._columns(group, names)
+        """Read the segment in a row group, its frames later; SegmentError when it is damaged."""
+        table = self.columns(group, ["segment", "split", "source", *ROW_SHAPES])
+        if not table.num_rows:
+            raise SegmentError(f"{self.path}: segment number {group} has no rows")
         rows: dict[str, Any] = {
             column: _rows(table[column], tail) for column, tail in ROW_SHAPES.items()
         }
-        no_depth: list[bytes | None] = [None] * table.num_rows
+        images, depths = (
+            {
+                camera: StoredFrames(self, group, f"{kind}_{camera}", table.num_rows)
+                for camera in self.cameras
+            }
+            for kind in ("image", "depth")
+        )
         return Segment(
             name=table["segment"][0].as_py(),
             split=table["split"][0].as_py(),
             source=table["source"][0].as_py(),
             cameras=self.cameras,
-            images={camera: table[f"image_{camera}"].to_pylist() for camera in self.cameras},
-            depths={
-                camera: table[column].to_pylist() if column in names else no_depth
-                for camera in self.cameras
-                for column in [f"depth_{camera}"]
-            },
+            images=images,
+            depths=depths,
             file=self.path,
             **rows,
         )
 
-    def _columns(self, group: int, columns: list[str]) -> pa.Table:
+    def has(self, column: str) -> bool:
+        """Tell whether there is a column of this name."""
+        return column in self._file.schema_arrow.names
+
+    def columns(self, group: int, columns: list[str]) -> pa.Table:
+        """Read some columns of a row group; SegmentError when a page of them is damaged."""
         try:
-            table = self._file.read_row_group(group, columns=columns)
+            with self._reading:
+                return self._file.read_row_group(group, columns=columns)
         except (OSError, pa.ArrowException) as error:
             start = sum(self._file.metadata.row_group(i).num_rows for i in range(group))
             where = f"{self.path}: segment number {group}, from row {start}"
             raise SegmentError(f"{where}: damaged row group ({error})") from error
-        if not table.num_rows:
-            raise SegmentError(f"{self.path}: segment number {group} has no rows")
-        return table
+
+
+class StoredFrames:
+    """The encoded frames of one column of a row group, read when the first of them is asked for.
+
+    All are None where there is no such column: depth may be missing. SegmentError when damaged.
+    """
+
+    def __init__(self, file: SegmentFile, group: int, column: str, num_rows: int) -> None:
+        self._where = file, group, column
+        self._num_rows = num_rows
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def __getitem__(self, row: int) -> Any:
+        return self._frames[row]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._frames)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (self._frames,)
+
+    @cached_property
+    def _frames(self) -> list[bytes | None]:
+        file, group, column = self._where
+        if not file.has(column):
+            return [None] * self._num_rows
+        return file.columns(group, [column])[column].to_pylist()
 
 
 def _rows(column: pa.ChunkedArray, tail: tuple[int, ...]) -> np.ndarray:
@@ -208,9 +246,10 @@ def _rows(column: pa.ChunkedArray, tail: tuple[int, ...]) -> np.ndarray:
 
 
 class SegmentDataset:
-    """The readable segments of some files; indexing reads one from disk.
+    """The readable segments of some files; indexing reads one from disk, without its frames.
 
-    `skipped` counts what was left out, as "cause: file name"; each was also logged as a warning.
+    That frames are damaged shows when they are read, or on `leave_out_damaged`. `skipped` counts
+    what was left out, as "cause: file name"; each was also logged as a warning.
     """
 
     def __init__(self, files: Iterable[Path], split: str | None) -> None:
@@ -224,7 +263,6 @@ class SegmentDataset:
                 continue
             for group in range(len(file)):
                 try:
-                    # Reading all of it now finds damage before a training run trips over it.
                     segment = file.read(group)
                 except SegmentError as error:
                     self._skip("damaged segment", path, error)
@@ -239,6 +277,22 @@ class SegmentDataset:
         file, group = self._where[index]
         return file.read(group)
 
+    def leave_out_damaged(
+        self, shown: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items
+    ) -> None:
+        """Read all frames, and leave out the segments with damaged ones.
+
+        `shown` passes on the items that it is given, and may show how many are done.
+        """
+        whole = []
+        for file, group in shown(self._where):
+            try:
+                file.read(group).load()
+                whole.append((file, group))
+            except SegmentError as error:
+                self._skip("damaged segment", file.path, error)
+        self._where = whole
+
     def _skip(self, cause: str, path: Path, error: SegmentError) -> None:
         logger.warning("skipped: %s", error)
         self.skipped[f"{cause}: {path.name}"] += 1
@@ -247,8 +301,8 @@ class SegmentDataset:
 def open_dataset(path: Path, split: str | None = None) -> SegmentDataset:
     """Open a Parquet file, or every one in a folder, keeping the segments of one split (or all).
 
-    Damaged files and segments are skipped, counted and logged. SegmentError when the path does not
-    exist, NoSegmentsError when nothing is left to read.
+    Damaged files, and segments whose numbers are damaged, are skipped, counted and logged.
+    SegmentError when the path does not exist, NoSegmentsError when nothing is left to read.
     """
     if split is not None and split not in SPLITS:
         raise SegmentError(f"split is '{split}'; it must be one of {', '.join(SPLITS)}")

@@ -9,7 +9,6 @@ depends on the seed and the step alone: a resumed run sees exactly what it would
 
 import logging
 import os
-import threading
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -122,7 +121,6 @@ class DecodedRollouts:
         self._most_bytes = memory_mb * 1_000_000
         self._num_bytes = 0
         self._held: OrderedDict[tuple[int, int], tuple[Rollout, Rollout]] = OrderedDict()
-        self._reading = threading.Lock()  # an open Parquet file is not for several threads
         self._threads = ThreadPoolExecutor(
             max_workers=os.cpu_count(), thread_name_prefix="decode-recordings"
         )
@@ -144,8 +142,7 @@ class DecodedRollouts:
     def _decode(self, stretch: Stretch) -> Decoded:
         rows = stretch.rows
         try:
-            with self._reading:
-                segment = self._segments[stretch.segment]
+            segment = self._segments[stretch.segment]
             images = images_of(segment, rows, *self._size)
         except SegmentError as error:
             return error
@@ -303,6 +300,11 @@ def trajectory_mae(policy: Policy, segments: Segments) -> float:
         if stretch.num_steps < 1:
             continue
         segment = segments[stretch.segment]
+        try:
+            segment.load()
+        except SegmentError as error:
+            log.warning("left out of the trajectory error: %s", error)
+            continue
         images = images_of(segment, stretch.rows, *size)
         rollout = recorded_rollout(segment, stretch.rows, images)
         observation = {

@@ -7,6 +7,7 @@ import pytest
 
 from drive_envs.path import NUM_PAST
 from drive_envs.scenes import SamplerConfig, Scene, SceneSampler, Starts, stretches
+from drive_envs.segment import SegmentError
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,20 @@ def test_scene_must_fit_its_path(synthetic):
 def test_impossible_config_is_named(name, value):
     with pytest.raises(ValueError, match=f"sampler.{name}"):
         SamplerConfig(**{name: value})
+
+
+def test_segments_with_damaged_frames_are_left_out_and_counted(segments, caplog):
+    class Damaged(list):
+        def __getitem__(self, row):
+            raise SegmentError("damaged row group")
+
+    images = {camera: Damaged(frames) for camera, frames in segments[0].images.items()}
+    sampler = SceneSampler([replace(segments[0], images=images), segments[1]])
+    assert all(scene.source is segments[1] for scene in drawn(sampler, 50))
+    assert sampler.num_skipped == 1
+    assert caplog.text.count("skipped: damaged row group") == 1
+    with pytest.raises(ValueError, match=r"in 1 segments \(1 of them damaged\): it takes 30 valid"):
+        drawn(SceneSampler([replace(segments[0], images=images)]), 1)
 
 
 def test_only_so_many_segments_are_kept(segments):

@@ -1,4 +1,5 @@
 import json
+import pickle
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,13 @@ from drive_envs.frames import (
     encode_image,
     shrink_depth,
 )
-from drive_envs.segments import Segment, SegmentError, open_dataset, write_segments
+from drive_envs.segments import (
+    Segment,
+    SegmentError,
+    SegmentFile,
+    open_dataset,
+    write_segments,
+)
 
 WIDTH, HEIGHT = 32, 16
 
@@ -48,6 +55,16 @@ def without_depth(segment):
     return replace(segment, depths={c: [None] * len(segment) for c in segment.cameras})
 
 
+def damage(path, group, column):
+    """Turn over one byte in the middle of a column of a row group."""
+    found = pq.ParquetFile(path).metadata.row_group(group)
+    chunks = [found.column(i) for i in range(found.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
+    path.write_bytes(damaged)
+
+
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "drives.parquet"
     written = [make_segment("a"), make_segment("b", "held_out", num_frames=4, seed=1)]
@@ -59,11 +76,10 @@ def test_what_is_written_is_read_back(tmp_path):
         for column in ("time", "position", "quaternion", "velocity", "desire", "valid"):
             np.testing.assert_array_equal(getattr(after, column), getattr(before, column))
         assert (after.name, after.split, after.source) == (before.name, before.split, before.source)
-        assert (after.cameras, after.images, after.depths) == (
-            before.cameras,
-            before.images,
-            before.depths,
-        )
+        assert after.cameras == before.cameras
+        for kind in ("images", "depths"):
+            frames = {camera: list(found) for camera, found in getattr(after, kind).items()}
+            assert frames == getattr(before, kind)
     assert [s.name for s in open_dataset(tmp_path, "held_out")] == ["b"]
     assert pq.ParquetFile(path).num_row_groups == 2
 
@@ -157,17 +173,59 @@ def test_a_damaged_file_is_skipped_and_counted(tmp_path, caplog):
 def test_a_damaged_row_group_is_skipped_and_the_others_are_read(tmp_path, caplog):
     path = tmp_path / "drives.parquet"
     write_segments(path, [make_segment(name, seed=i) for i, name in enumerate("abc")])
-    group = pq.ParquetFile(path).metadata.row_group(1)
-    chunks = [group.column(i) for i in range(group.num_columns)]
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema == "image_wide")
-    damaged = bytearray(path.read_bytes())
-    middle = chunk.data_page_offset + chunk.total_compressed_size // 2
-    damaged[middle] ^= 0xFF
-    path.write_bytes(damaged)
+    damage(path, group=1, column="image_wide")
     dataset = open_dataset(path)
+    assert [segment.name for segment in dataset] == ["a", "b", "c"]
+    dataset[1].depths["wide"][0]
+    for row in (0, 5):
+        with pytest.raises(SegmentError, match="segment number 1, from row 6: damaged row group"):
+            dataset[1].images["wide"][row]
+    assert not dataset.skipped
+    dataset.leave_out_damaged()
     assert [segment.name for segment in dataset] == ["a", "c"]
     assert dataset.skipped == {"damaged segment: drives.parquet": 1}
     assert "segment number 1, from row 6: damaged row group" in caplog.text
+
+
+def test_numbers_that_are_damaged_are_found_on_opening(tmp_path):
+    path = tmp_path / "drives.parquet"
+    write_segments(path, [make_segment(name, seed=i) for i, name in enumerate("abc")])
+    damage(path, group=1, column="position")
+    dataset = open_dataset(path)
+    assert [segment.name for segment in dataset] == ["a", "c"]
+    assert dataset.skipped == {"damaged segment: drives.parquet": 1}
+
+
+def test_frames_are_read_when_they_are_asked_for_and_once(tmp_path, monkeypatch):
+    path = tmp_path / "drives.parquet"
+    segment = make_segment()
+    write_segments(path, [segment])
+    read = []
+    columns = SegmentFile.columns
+    monkeypatch.setattr(
+        SegmentFile, "columns", lambda *given: read.append(given[-1]) or columns(*given)
+    )
+    found = open_dataset(path)[0]
+    assert not [name for names in read for name in names if "_" in name]
+    for row in (3, 4):
+        np.testing.assert_array_equal(
+            found.mirrored().image("wide", row), segment.mirrored().image("wide", row)
+        )
+    found.load()
+    assert [names for names in read if "_" in names[0]] == [
+        ["image_wide"],
+        ["image_narrow"],
+        ["depth_narrow"],
+        ["depth_wide"],
+    ]
+
+
+def test_a_segment_can_be_sent_to_another_process(tmp_path):
+    path = tmp_path / "drives.parquet"
+    write_segments(path, [make_segment()])
+    sent = pickle.loads(pickle.dumps(open_dataset(path)[0]))
+    path.unlink()
+    assert sent.image("wide", 2).shape == (3, HEIGHT, WIDTH)
 
 
 def test_a_damaged_image_is_named_by_file_segment_and_row(tmp_path):
