@@ -3,11 +3,14 @@
 Every frame of a sequence has a noise level of its own. The module knows no network.
 """
 
+import math
 from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+TINY = 1e-6  # of a distribution: its ends are infinite
 
 Latents = Float[Tensor, "batch frame channel height width"]
 Levels = Float[Tensor, "batch frame"]
@@ -27,9 +30,17 @@ def velocity(latents: Latents, noise: Latents) -> Latents:
 def logit_normal(
     shape: tuple[int, ...], mean: float, std: float, generator: torch.Generator
 ) -> Tensor:
-    """Draw noise levels tau = sigmoid(mean + std n), n normal."""
-    device = generator.device
-    return torch.sigmoid(mean + std * torch.randn(shape, generator=generator, device=device))
+    """Draw noise levels tau = sigmoid(mean + std n), n normal, spread evenly over the draws.
+
+    Of N draws each N-th of the distribution holds one, which one is chance: so the loss of a
+    minibatch does not hang on whether its levels happened to be high (Kingma et al., Variational
+    Diffusion Models, 2021, appendix I).
+    """
+    device, num = generator.device, math.prod(shape)
+    place = torch.randperm(num, generator=generator, device=device)
+    share = (place + torch.rand(num, generator=generator, device=device)) / num
+    normal = torch.special.ndtri(share.clamp(TINY, 1 - TINY))
+    return torch.sigmoid(mean + std * normal).view(shape)
 
 
 def euler(field: Callable[[Latents, float], Latents], noise: Latents, num_steps: int) -> Latents:

@@ -33,3 +33,15 @@ def test_logit_normal_levels():
     logit = torch.logit(tau)
     assert abs(logit.mean() - 0.3) < 0.01
     assert abs(logit.std() - 0.25) < 0.01
+
+
+def test_levels_are_spread_over_the_draws():
+    """Every N-th of the distribution has one of N levels, in no order."""
+    generator = torch.Generator().manual_seed(0)
+    tau = logit_normal((4, 8), -0.5, 1.5, generator)
+    place = (torch.special.ndtr((tau.logit() + 0.5) / 1.5) * 32).floor().flatten()
+    assert place.sort().values.tolist() == list(range(32))
+    assert place.tolist() != sorted(place.tolist())
+    again = logit_normal((4, 8), -0.5, 1.5, generator)
+    assert not torch.equal(tau, again)
+    assert logit_normal((1,), 0.0, 1.0, generator).shape == (1,)
