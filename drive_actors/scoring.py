@@ -124,7 +124,7 @@ def drive(
     *,
     with_views: bool = False,
 ) -> Drive:
-    """Drive a scenario to its end, or until the car is more than 4 m off."""
+    """Drive a scenario to its end, or until the car is more than 4 m off or hits another."""
     camera = world.cameras["narrow"]
     config = EnvConfig(
         width=camera.width,
@@ -140,7 +140,7 @@ def drive(
     driver.start(info["context"])
     reset_seconds = perf_counter() - begin
     poses, views = [info["pose"][0].copy()], []
-    while info["active"][0] and not is_off(scenario, len(poses) - 1, poses[-1]):
+    while info["active"][0] and not is_over(scenario, len(poses) - 1, poses[-1]):
         decision = driver.act(observation, info)
         if with_views:
             plan = None if decision.plan is None else decision.plan[0].copy()
@@ -166,14 +166,16 @@ def drive(
     )
 
 
-def is_off(scenario: Scenario, step: int, pose: Series) -> bool:
-    """Tell whether a car is more than 4 m from where to be across the road.
+def is_over(scenario: Scenario, step: int, pose: Series) -> bool:
+    """Tell whether a car is more than 4 m from where to be across the road, or has hit another.
 
-    The environment measures that against a good driver's way, which may have ended by then.
+    The environment measures the first against a good driver's way, which may have ended by then.
     """
-    _, offset = scenario.line.locate(pose[None, :2])
-    wanted, _ = scenario.target_offset(np.array([step * STEP]))
-    return bool(abs(offset[0] - wanted[0]) > EnvConfig.max_lateral_error)
+    time = np.array([step * STEP])
+    s, offset = scenario.line.locate(pose[None, :2])
+    wanted, _ = scenario.target_offset(time)
+    is_off = abs(offset[0] - wanted[0]) > EnvConfig.max_lateral_error
+    return bool(is_off) or first_hit(scenario, time, s, offset) is not None
 
 
 def judge(scenario: Scenario, driven: Drive) -> Result:
@@ -205,7 +207,7 @@ def judge(scenario: Scenario, driven: Drive) -> Result:
         reasons += pace_reasons(pace, thresholds)
     if (hit := first_hit(scenario, driven.time, s, offset)) is not None:
         reasons = (f"hit a car after {hit:.1f} s", *reasons)
-    if driven.time[-1] < scenario.duration - STEP / 2:
+    elif driven.time[-1] < scenario.duration - STEP / 2:
         reasons = (f"left the road after {driven.time[-1]:.1f} s", *reasons)
     return Result(
         scenario=scenario.name,
