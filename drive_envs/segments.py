@@ -7,8 +7,8 @@ Columns: `segment`, `split`, `source`; `time` s; `position` (x, y, z) m and `qua
 0 unknown, 65535 sky; may be null). The file's metadata holds the schema version, the cameras, the
 units and where the file came from. Writers are atomic, and pages carry checksums.
 
-Reading a segment reads its numbers, which are a thousandth of it; its frames follow when they are
-first asked for. So recordings that are larger than a disk can be read quickly are opened at once.
+Reading a segment reads its numbers, less than a hundredth of it; its frames follow when they are
+first asked for, so that a process reads no more of a large dataset than it sees.
 """
 
 import json
