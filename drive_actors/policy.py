@@ -23,7 +23,7 @@ from drive_actors.bottleneck import noise_std, unit_power
 from drive_actors.encoder import STRIDE, Convolutional, Encoder
 from drive_actors.fastvit import FastVit, FastVitEncoder
 from drive_envs.camera import CAMERAS
-from drive_envs.plan import NUM_POINTS, NUM_VALUES, POSITION, SCALE, TIMES, VELOCITY, Hypotheses
+from drive_envs.plan import NUM_POINTS, NUM_VALUES, Hypotheses, plan_of_unit_speed
 from drive_envs.protocol import NUM_CONTEXT
 
 NUM_FRAMES = NUM_CONTEXT + 1  # tokens in a history: 9 past and the current one
@@ -314,11 +314,3 @@ def unflatten(output: PolicyOutput, batch: int) -> PolicyOutput:
     """Split the leading (time * batch) of every tensor into (time, batch)."""
     plan = Hypotheses(*(value.unflatten(0, (-1, batch)) for value in output.plan))
     return PolicyOutput(plan, *(value.unflatten(0, (-1, batch)) for value in output[1:]))
-
-
-def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
-    """Return the plan of a car that drives straight on at 1 m/s, in normalised units."""
-    plan = torch.zeros(NUM_POINTS, NUM_VALUES)
-    plan[:, POSITION.start] = TIMES
-    plan[:, VELOCITY.start] = 1
-    return plan / SCALE.to(plan)

@@ -70,6 +70,14 @@ class Hypotheses(NamedTuple):
     logit: Float[Tensor, "*batch hypothesis"]
 
 
+def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
+    """Return the plan of a car that drives straight on at 1 m/s, in normalised units."""
+    plan = torch.zeros(NUM_POINTS, NUM_VALUES)
+    plan[:, POSITION.start] = TIMES
+    plan[:, VELOCITY.start] = 1
+    return plan / SCALE.to(plan)
+
+
 def negative_log_likelihood(
     hypotheses: Hypotheses,
     target: Float[Tensor, "batch 33 15"],

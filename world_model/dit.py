@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from drive_envs.plan import Hypotheses
+from drive_envs.plan import STEP, Hypotheses
 from world_model.flow import Latents, Levels
 from world_model.plan_head import PlanHead
 from world_model.pose_features import (
@@ -208,7 +208,10 @@ class WorldModel(nn.Module):
         plan = None
         if planning is not None:
             frames = "batch (frame space) dim -> batch frame space dim"
-            plan = self.plan_head(rearrange(x, frames, space=rows * columns)[:, planning])
+            tokens = rearrange(x, frames, space=rows * columns)[:, planning]
+            asked = told.pick(planning)
+            speed = asked.motion[..., 0] / STEP * asked.has_motion
+            plan = self.plan_head(tokens, condition[:, planning], speed.float())
         return Seen(velocity.float(), plan, kept)
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:

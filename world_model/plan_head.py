@@ -1,8 +1,9 @@
 """The future-anchored teacher: from a frame's tokens to where a person would drive from there.
 
 A frame is asked by one learnt query for what matters, and a stack of residual feed-forward blocks
-turns the answer into several hypotheses of a plan (PAPER.md section 3). That the plan leads to the
-anchors is what training has made of it; nothing in here knows of them.
+turns the answer, and what the network is told of the frame, into several hypotheses of a plan
+(PAPER.md section 3). They are departures from driving straight on at the frame's speed. That the
+plan leads to the anchors is what training has made of it; nothing in here knows of them.
 """
 
 import torch
@@ -11,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from drive_envs.plan import NUM_POINTS, NUM_VALUES, Hypotheses
+from drive_envs.plan import NUM_POINTS, NUM_VALUES, Hypotheses, plan_of_unit_speed
 
 
 class PlanHead(nn.Module):
-    """Reads (batch, frame, space, dim) tokens; see `drive_envs.plan` for the units."""
+    """Reads tokens and what is told of frames; see `drive_envs.plan` for the units."""
+
+    straight: Tensor
 
     def __init__(self, dim: int, num_heads: int, num_blocks: int, num_hypotheses: int) -> None:
         super().__init__()
@@ -23,6 +26,7 @@ class PlanHead(nn.Module):
         self.query = nn.Parameter(torch.randn(dim) * dim**-0.5)
         self.norm = nn.LayerNorm(dim)
         self.key_value = nn.Linear(dim, 2 * dim)
+        self.told = nn.Linear(dim, dim)
         self.blocks = nn.ModuleList(
             nn.Sequential(
                 nn.LayerNorm(dim), nn.Linear(dim, 4 * dim), nn.GELU(), nn.Linear(4 * dim, dim)
@@ -31,9 +35,19 @@ class PlanHead(nn.Module):
         )
         self.out_norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, num_hypotheses * (2 * NUM_POINTS * NUM_VALUES + 1))
+        self.register_buffer("straight", plan_of_unit_speed(), persistent=False)
 
-    def forward(self, tokens: Float[Tensor, "batch frame space dim"]) -> Hypotheses:
-        """Return the plans of each frame: mean (batch, frame, hypothesis, 33, 15) and so on."""
+    def forward(
+        self,
+        tokens: Float[Tensor, "batch frame space dim"],
+        condition: Float[Tensor, "batch frame dim"],
+        speed: Float[Tensor, "batch frame"],
+    ) -> Hypotheses:
+        """Return the plans of each frame: mean (batch, frame, hypothesis, 33, 15) and so on.
+
+        condition: all that is told of a frame, in one vector; it reaches the tokens through gates
+        that are closed at first. speed: m/s, 0 where it is not known.
+        """
         batch, frames = tokens.shape[:2]
         split = "batch frame space (part head dim) -> part (batch frame) head space dim"
         key, value = rearrange(
@@ -43,9 +57,11 @@ class PlanHead(nn.Module):
         asked = query.to(key.dtype).expand(len(key), -1, -1, -1)
         x = scaled_dot_product_attention(asked, key, value)
         x = rearrange(x, "batch head 1 dim -> batch (head dim)")
+        x = x + self.told(condition.flatten(0, 1))
         for block in self.blocks:
             x = x + block(x)
         out = self.out(self.out_norm(x)).float()
         out = out.unflatten(0, (batch, frames)).unflatten(-1, (self.num_hypotheses, -1))
         mean, log_scale = out[..., 1:].unflatten(-1, (2, NUM_POINTS, NUM_VALUES)).unbind(-3)
+        mean = mean + speed[:, :, None, None, None] * self.straight
         return Hypotheses(mean=mean, log_scale=log_scale, logit=out[..., 0])

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from drive_envs.plan import STEP, TIMES, best_plan
 from tests.world_model.conftest import CONFIG, without_anchors
 from world_model.dit import SIZES, WorldModelConfig, num_parameters
 from world_model.windows import joined, tell_window, window_mask
@@ -82,3 +83,26 @@ def test_sizes_that_cannot_be(wrong, words):
 def test_grid():
     assert CONFIG.grid == (1, 2)
     assert WorldModelConfig().num_tokens == 32
+
+
+def test_plans_depart_from_driving_straight_on_at_the_speed_told(model, window):
+    """Before it has learnt anything the plan's speed is that of the last motion."""
+    _, told = tell_window(window)
+    torch.nn.init.zeros_(model.plan_head.out.weight)
+    torch.nn.init.zeros_(model.plan_head.out.bias)
+    plan = best_plan(model(window.frames, told, planning=slice(2, 6)).plan)
+    speed = told.motion[:, 2:6, 0] / STEP
+    torch.testing.assert_close(plan[..., 0], speed[..., None].float() * TIMES.float())
+    blind = told._replace(has_motion=torch.zeros_like(told.has_motion))
+    assert best_plan(model(window.frames, blind, planning=slice(2, 6)).plan).abs().max() == 0
+
+
+def test_plans_know_what_is_told_of_a_frame_from_the_start(model, window):
+    """Through no gate of a block: these are closed where training begins."""
+    _, told = tell_window(window)
+    for block in model.blocks:
+        torch.nn.init.zeros_(block.modulation.weight)
+        torch.nn.init.zeros_(block.modulation.bias)
+    plan = model(window.frames, told, planning=slice(2, 6)).plan
+    other = model(window.frames, told._replace(anchor=told.anchor + 1), planning=slice(2, 6)).plan
+    assert (plan.mean - other.mean).abs().max() > 1e-3
