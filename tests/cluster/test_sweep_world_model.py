@@ -45,8 +45,7 @@ def done(monkeypatch):
 
 def test_variants_that_were_evaluated_are_not_trained_again(tmp_path, done):
     config = SweepWorldModelRun(variants=VARIANTS, against="parameters")
-    for _ in range(2):
-        result = run(config, tmp_path)
+    assert run(config, tmp_path) == (result := run(config, tmp_path))
     assert done == ["small", "large"]
     assert (result["small"], result["large"]) == (0.5, 0.2)
     assert result["power_law"]["b"] == pytest.approx(0.5)

@@ -231,10 +231,14 @@ def test_a_segment_can_be_sent_to_another_process(tmp_path):
 def test_a_damaged_image_is_named_by_file_segment_and_row(tmp_path):
     path = tmp_path / "drives.parquet"
     segment = make_segment()
-    segment.images["wide"][4] = segment.images["wide"][4][:-20]
-    segment.images["narrow"][1] = encode_image(np.zeros((3, 8, 8), np.uint8))
-    segment.depths["narrow"][3] = b"not an image"
-    write_segments(path, [segment])
+    images, depths = (
+        {camera: list(frames) for camera, frames in kind.items()}
+        for kind in (segment.images, segment.depths)
+    )
+    images["wide"][4] = images["wide"][4][:-20]
+    images["narrow"][1] = encode_image(np.zeros((3, 8, 8), np.uint8))
+    depths["narrow"][3] = b"not an image"
+    write_segments(path, [replace(segment, images=images, depths=depths)])
     segment = open_dataset(path)[0]
     with pytest.raises(
         SegmentError, match=r"drives.parquet: segment 'drive-0' row 4: image 'wide' is damaged"
