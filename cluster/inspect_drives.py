@@ -20,7 +20,7 @@ from cluster.drive_statistics import Statistics, statistics_of, summary
 from cluster.progress import CONSOLE, track
 from cluster.report import Part, Picture, Table, Text, write_report
 from drive_envs.photometry import PhotometryConfig
-from drive_envs.segment import NoSegmentsError, Segment
+from drive_envs.segment import Segment
 from drive_envs.segments import SegmentDataset, open_dataset, sample_path
 
 HEADINGS = {
@@ -66,8 +66,6 @@ def run(config: InspectRun, output: Path) -> dict[str, Any]:
     path = sample_path() if config.data == "sample" else Path(config.data)
     dataset = open_dataset(path)
     dataset.leave_out_damaged(lambda segments: track(segments, "reading segments"))
-    if not len(dataset):
-        raise NoSegmentsError(f"{path}: all segments are damaged ({dict(dataset.skipped)})")
     found, sources = [], {}
     for segment in track((dataset[i] for i in range(len(dataset))), "segments", len(dataset)):
         found.append(statistics_of(segment))
@@ -153,9 +151,8 @@ def table_of(figures: Mapping[str, Mapping[str, Any]], title: str) -> RichTable:
 def about(path: Path, dataset: SegmentDataset, sources: Mapping[str, str]) -> str:
     """Say in a sentence or two what the file is and what of it could not be read."""
     kinds: Sequence[str] = sorted({kind_of(source) for source in sources.values()})
-    skipped = ", ".join(f"{count} x {cause}" for cause, count in dataset.skipped.items())
     words = f"{path}: {len(dataset)} segments from {', '.join(kinds)}."
-    return f"{words} Left out: {skipped}." if skipped else words
+    return f"{words} Left out: {dataset.left_out}." if dataset.left_out else words
 
 
 def kind_of(source: str) -> str:

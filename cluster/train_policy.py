@@ -415,6 +415,7 @@ def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> flo
     """Return the off-policy trajectory error in m of these weights, None without data."""
     try:
         segments = open_dataset(config.data_path, split="held_out")
+        segments.leave_out_damaged()
     except NoSegmentsError as error:
         log.warning("%s: no trajectory error", error)
         return None

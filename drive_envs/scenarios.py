@@ -36,6 +36,7 @@ from drive_envs.scripted_cars import (
     drive_well,
     tracks_of,
 )
+from drive_envs.traffic import CAR_LENGTH, CAR_WIDTH
 
 CONTEXT = 2.0  # s that the driver has seen when a scenario starts
 SIGHT = 30.0  # m of road that must lie ahead at the end
@@ -152,6 +153,12 @@ class Scenario:
                 f"(with {SIGHT:g} m in sight at its end): add a straight or a longer curve"
             )
         for car in self.cars:
+            beside = (self.lane - car.lane) * self.road.lane_width - self.lateral_offset
+            if abs(car.gap) < CAR_LENGTH and abs(beside) < CAR_WIDTH:
+                raise ValueError(
+                    f"the car {car.gap:g} m ahead begins inside ours: its gap must be "
+                    f"{CAR_LENGTH:g} m or more, or its lane another"
+                )
             ends = np.array([-CONTEXT, self.duration])
             first, last = self.station + car.gap + car.driven(ends)[0]
             if first < 0 or last > length:

@@ -246,13 +246,14 @@ def _rows(column: pa.ChunkedArray, tail: tuple[int, ...]) -> np.ndarray:
 
 
 class SegmentDataset:
-    """The readable segments of some files; indexing reads one from disk, without its frames.
+    """The readable segments of the files at `path`; indexing reads one, without its frames.
 
     That frames are damaged shows when they are read, or on `leave_out_damaged`. `skipped` counts
     what was left out, as "cause: file name"; each was also logged as a warning.
     """
 
-    def __init__(self, files: Iterable[Path], split: str | None) -> None:
+    def __init__(self, path: Path, files: Iterable[Path], split: str | None) -> None:
+        self.path, self._split = path, split
         self.skipped: Counter[str] = Counter()
         self._where: list[tuple[SegmentFile, int]] = []
         for path in files:
@@ -269,6 +270,7 @@ class SegmentDataset:
                     continue
                 if split in (None, segment.split):
                     self._where.append((file, group))
+        self._check()
 
     def __len__(self) -> int:
         return len(self._where)
@@ -283,6 +285,7 @@ class SegmentDataset:
         """Read all frames, and leave out the segments with damaged ones.
 
         `shown` passes on the items that it is given, and may show how many are done.
+        NoSegmentsError when nothing is left.
         """
         whole = []
         for file, group in shown(self._where):
@@ -292,6 +295,19 @@ class SegmentDataset:
             except SegmentError as error:
                 self._skip("damaged segment", file.path, error)
         self._where = whole
+        self._check()
+
+    @property
+    def left_out(self) -> str:
+        """Say what was left out, by cause; empty when it was nothing."""
+        return ", ".join(f"{count} x {cause}" for cause, count in self.skipped.items())
+
+    def _check(self) -> None:
+        if not self._where:
+            of_split = f" of split '{self._split}'" if self._split else ""
+            raise NoSegmentsError(
+                f"{self.path}: no segment{of_split} to read (skipped: {self.left_out or 'none'})"
+            )
 
     def _skip(self, cause: str, path: Path, error: SegmentError) -> None:
         logger.warning("skipped: %s", error)
@@ -311,9 +327,4 @@ def open_dataset(path: Path, split: str | None = None) -> SegmentDataset:
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     if not files:
         raise SegmentError(f"{path}: the folder holds no .parquet file")
-    dataset = SegmentDataset(files, split)
-    if not len(dataset):
-        of_split = f" of split '{split}'" if split else ""
-        causes = ", ".join(f"{count} x {cause}" for cause, count in dataset.skipped.items())
-        raise NoSegmentsError(f"{path}: no segment{of_split} to read (skipped: {causes or 'none'})")
-    return dataset
+    return SegmentDataset(path, files, split)

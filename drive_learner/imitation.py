@@ -300,11 +300,6 @@ def trajectory_mae(policy: Policy, segments: Segments) -> float:
         if stretch.num_steps < 1:
             continue
         segment = segments[stretch.segment]
-        try:
-            segment.load()
-        except SegmentError as error:
-            log.warning("left out of the trajectory error: %s", error)
-            continue
         images = images_of(segment, stretch.rows, *size)
         rollout = recorded_rollout(segment, stretch.rows, images)
         observation = {

@@ -12,6 +12,7 @@ from drive_envs.plain_drive import Plain
 from drive_envs.real_segments import Cut
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
+from drive_envs.segment import SegmentError
 from drive_envs.segments import open_dataset
 
 CUT = Cut(width=64, height=32, margin=8, seconds=4.0, min_seconds=2.2)
@@ -68,6 +69,20 @@ def test_recordings_are_inspected(drives, tmp_path, capfd):
     assert page.count("data:image/png;base64,") == 3
     assert "plain a" in page
     assert "mean m/s" in capfd.readouterr().err
+
+
+def test_damaged_recordings_are_left_out_of_the_figures(synthetic, drives, tmp_path):
+    path = tmp_path / "drives.parquet"
+    config = ImportRun(path=path, source=Plain(folder=drives), cut=CUT, held_out_fraction=0.5)
+    run(config, tmp_path)
+    synthetic.damage(path, group=1, column="depth_wide")
+    figures = inspect(InspectRun(data=str(path), num_frames=2, num_looks=1), tmp_path)
+    assert (figures["segments"], figures["held_out"]) == (1, 0)
+    assert figures["skipped"] == {"damaged segment: drives.parquet": 1}
+    assert "Left out: 1 x damaged segment" in (tmp_path / "report.html").read_text()
+    synthetic.damage(path, group=0, column="image_narrow")
+    with pytest.raises(SegmentError, match=r"no segment to read \(skipped: 2 x damaged segment"):
+        inspect(InspectRun(data=str(path)), tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -298,6 +298,21 @@ def test_without_held_out_drives_there_is_no_error(tiny, synthetic_segment, tmp_
     assert "no segment of split 'held_out'" in caplog.text
 
 
+def test_damaged_held_out_drives_are_left_out_of_the_error(
+    tiny, synthetic, synthetic_segment, tmp_path
+):
+    whole, damaged = tmp_path / "whole.parquet", tmp_path / "damaged.parquet"
+    held_out = replace(synthetic_segment, split="held_out")
+    faster = replace(held_out, name="faster", velocity=2 * held_out.velocity)
+    write_segments(whole, [held_out])
+    write_segments(damaged, [held_out, faster])
+    weights = Policy(tiny.policy).state_dict()
+    both = held_out_error(replace(tiny, data=str(damaged)), weights)
+    synthetic.damage(damaged, group=1, column="image_wide")
+    alone = held_out_error(replace(tiny, data=str(whole)), weights)
+    assert held_out_error(replace(tiny, data=str(damaged)), weights) == alone != both
+
+
 def test_runs_that_cannot_work_are_refused(tiny):
     with pytest.raises(ValueError, match="frames after a scene's end"):
         replace(tiny, simulator="world_model")

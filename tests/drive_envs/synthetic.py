@@ -2,6 +2,7 @@
 
 import cv2
 import numpy as np
+import pyarrow.parquet as pq
 import torch
 
 from drive_envs.camera import cameras
@@ -131,3 +132,13 @@ def segment_from_path(
 def make_segment(**options):
     """Record 100 frames of a gentle left curve; `options` as of `segment_from_path`."""
     return segment_from_path(arc_path(num_rows=100), **options)
+
+
+def damage(path, group, column):
+    """Turn over one byte in the middle of a column of a row group."""
+    found = pq.ParquetFile(path).metadata.row_group(group)
+    chunks = [found.column(i) for i in range(found.num_columns)]
+    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
+    damaged = bytearray(path.read_bytes())
+    damaged[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
+    path.write_bytes(damaged)

@@ -154,6 +154,7 @@ def test_every_key_is_read(tmp_path):
         ({"cars": [{"lane": 2, "gap": 30, "speed": 8}]}, "lane 2 does not exist"),
         ({"cars": [{"lane": 1, "gap": 300, "speed": 8}]}, "300 m ahead drives from 324 to 436 m"),
         ({"cars": [{"lane": 1, "gap": 30, "speed": -1}]}, "a car's speed must be 0 or more"),
+        ({"cars": [{"lane": 0, "gap": -4, "speed": 8}]}, "-4 m ahead begins inside ours: its gap"),
         ({"cars": [{**CAR, "changes": {"time": 3}}]}, "changes should be a list"),
         ({"cars": [{**CAR, "changes": [{"time": 3}]}]}, "cars: changes: speed missing"),
         ({"cars": [{**CAR, "changes": [{"time": 3, "speed": -1}]}]}, "the speed must be 0 or more"),

@@ -55,16 +55,6 @@ def without_depth(segment):
     return replace(segment, depths={c: [None] * len(segment) for c in segment.cameras})
 
 
-def damage(path, group, column):
-    """Turn over one byte in the middle of a column of a row group."""
-    found = pq.ParquetFile(path).metadata.row_group(group)
-    chunks = [found.column(i) for i in range(found.num_columns)]
-    chunk = next(chunk for chunk in chunks if chunk.path_in_schema.split(".")[0] == column)
-    damaged = bytearray(path.read_bytes())
-    damaged[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 0xFF
-    path.write_bytes(damaged)
-
-
 def test_what_is_written_is_read_back(tmp_path):
     path = tmp_path / "drives.parquet"
     written = [make_segment("a"), make_segment("b", "held_out", num_frames=4, seed=1)]
@@ -170,10 +160,10 @@ def test_a_damaged_file_is_skipped_and_counted(tmp_path, caplog):
         open_dataset(tmp_path / "text.parquet")
 
 
-def test_a_damaged_row_group_is_skipped_and_the_others_are_read(tmp_path, caplog):
+def test_a_damaged_row_group_is_skipped_and_the_others_are_read(synthetic, tmp_path, caplog):
     path = tmp_path / "drives.parquet"
     write_segments(path, [make_segment(name, seed=i) for i, name in enumerate("abc")])
-    damage(path, group=1, column="image_wide")
+    synthetic.damage(path, group=1, column="image_wide")
     dataset = open_dataset(path)
     assert [segment.name for segment in dataset] == ["a", "b", "c"]
     dataset[1].depths["wide"][0]
@@ -187,10 +177,10 @@ def test_a_damaged_row_group_is_skipped_and_the_others_are_read(tmp_path, caplog
     assert "segment number 1, from row 6: damaged row group" in caplog.text
 
 
-def test_numbers_that_are_damaged_are_found_on_opening(tmp_path):
+def test_numbers_that_are_damaged_are_found_on_opening(synthetic, tmp_path):
     path = tmp_path / "drives.parquet"
     write_segments(path, [make_segment(name, seed=i) for i, name in enumerate("abc")])
-    damage(path, group=1, column="position")
+    synthetic.damage(path, group=1, column="position")
     dataset = open_dataset(path)
     assert [segment.name for segment in dataset] == ["a", "c"]
     assert dataset.skipped == {"damaged segment: drives.parquet": 1}
