@@ -92,7 +92,10 @@ def test_a_run_goes_on_and_is_killed_and_resumed_and_interrupted(
     assert process.poll() is None
     assert running.state == "running"
     assert running.work["total"] == 1_000_000
-    assert running.work["done"] >= running.checkpoint.step - 2 > -2
+    # Signs of life come once a second, in which this training saves more than once.
+    saved = running.checkpoint.step
+    assert saved > 0
+    assert wait_until(lambda: (w := run_state(folder).work) and w["done"] >= saved, seconds=10)
     assert running.work["per_second"] > 0
     assert running.work["seconds_left"] > 0
     assert "plan" in running.work["note"]
