@@ -78,6 +78,26 @@ def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
     return plan / SCALE.to(plan)
 
 
+def plan_of_arc(speed: Float[Tensor, "*batch"], yaw_rate: Float[Tensor, "*batch"]) -> Plan:
+    """Return the plan of a car that keeps its speed, m/s, and its yaw rate, rad/s; SI units."""
+    time = TIMES.to(speed)
+    v, w = speed[..., None], yaw_rate[..., None]
+    turn = w * time
+    # v / w sin(turn) and v / w (1 - cos(turn)), which may be divided by a yaw rate of zero.
+    chord = v * time * torch.sinc(turn / (2 * torch.pi))
+    along, across = (turn / 2).cos(), (turn / 2).sin()
+    tangent = torch.stack([turn.cos(), turn.sin()], dim=-1)
+    normal = torch.stack([-turn.sin(), turn.cos()], dim=-1)
+    return plan_from_motion(
+        pose=torch.zeros_like(speed)[..., None].expand(*speed.shape, 3),
+        position=torch.stack([chord * along, chord * across], dim=-1),
+        velocity=v[..., None] * tangent,
+        acceleration=(v * w)[..., None] * normal,
+        yaw=turn,
+        yaw_rate=w.expand_as(turn),
+    )
+
+
 def negative_log_likelihood(
     hypotheses: Hypotheses,
     target: Float[Tensor, "batch 33 15"],

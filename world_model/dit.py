@@ -210,8 +210,9 @@ class WorldModel(nn.Module):
             frames = "batch (frame space) dim -> batch frame space dim"
             tokens = rearrange(x, frames, space=rows * columns)[:, planning]
             asked = told.pick(planning)
-            speed = asked.motion[..., 0] / STEP * asked.has_motion
-            plan = self.plan_head(tokens, condition[:, planning], speed.float())
+            rates = (asked.motion / STEP * asked.has_motion[..., None]).float()
+            speed, yaw_rate = rates[..., 0], rates[..., 5]
+            plan = self.plan_head(tokens, condition[:, planning], speed, yaw_rate)
         return Seen(velocity.float(), plan, kept)
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:

@@ -2,8 +2,9 @@
 
 A frame is asked by one learnt query for what matters, and a stack of residual feed-forward blocks
 turns the answer, and what the network is told of the frame, into several hypotheses of a plan
-(PAPER.md section 3). They are departures from driving straight on at the frame's speed. That the
-plan leads to the anchors is what training has made of it; nothing in here knows of them.
+(PAPER.md section 3). They are departures from going on as the car went, on an arc at the frame's
+speed and yaw rate. That the plan leads to the anchors is what training has made of it; nothing in
+here knows of them.
 """
 
 import torch
@@ -12,13 +13,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from drive_envs.plan import NUM_POINTS, NUM_VALUES, Hypotheses, plan_of_unit_speed
+from drive_envs.plan import NUM_POINTS, NUM_VALUES, SCALE, Hypotheses, plan_of_arc
 
 
 class PlanHead(nn.Module):
     """Reads tokens and what is told of frames; see `drive_envs.plan` for the units."""
-
-    straight: Tensor
 
     def __init__(self, dim: int, num_heads: int, num_blocks: int, num_hypotheses: int) -> None:
         super().__init__()
@@ -35,18 +34,18 @@ class PlanHead(nn.Module):
         )
         self.out_norm = nn.LayerNorm(dim)
         self.out = nn.Linear(dim, num_hypotheses * (2 * NUM_POINTS * NUM_VALUES + 1))
-        self.register_buffer("straight", plan_of_unit_speed(), persistent=False)
 
     def forward(
         self,
         tokens: Float[Tensor, "batch frame space dim"],
         condition: Float[Tensor, "batch frame dim"],
         speed: Float[Tensor, "batch frame"],
+        yaw_rate: Float[Tensor, "batch frame"],
     ) -> Hypotheses:
         """Return the plans of each frame: mean (batch, frame, hypothesis, 33, 15) and so on.
 
         condition: all that is told of a frame, in one vector; it reaches the tokens through gates
-        that are closed at first. speed: m/s, 0 where it is not known.
+        that are closed at first. speed, yaw_rate: m/s and rad/s, 0 where they are not known.
         """
         batch, frames = tokens.shape[:2]
         split = "batch frame space (part head dim) -> part (batch frame) head space dim"
@@ -63,5 +62,6 @@ class PlanHead(nn.Module):
         out = self.out(self.out_norm(x)).float()
         out = out.unflatten(0, (batch, frames)).unflatten(-1, (self.num_hypotheses, -1))
         mean, log_scale = out[..., 1:].unflatten(-1, (2, NUM_POINTS, NUM_VALUES)).unbind(-3)
-        mean = mean + speed[:, :, None, None, None] * self.straight
+        arc = plan_of_arc(speed, yaw_rate) / SCALE.to(speed)
+        mean = mean + arc[:, :, None]
         return Hypotheses(mean=mean, log_scale=log_scale, logit=out[..., 0])

@@ -17,6 +17,7 @@ from drive_envs.plan import (
     interpolate,
     negative_log_likelihood,
     plan_from_motion,
+    plan_of_arc,
 )
 
 
@@ -99,6 +100,21 @@ def test_best_plan_is_the_likeliest_in_si_units():
     for n in range(4):
         index = int(hypotheses.logit[n].argmax())
         torch.testing.assert_close(plan[n], hypotheses.mean[n, index] * SCALE)
+
+
+@pytest.mark.parametrize("speed", [3.0, 12.0, 30.0])
+@pytest.mark.parametrize("curvature", [-0.01, 0.002, 0.02])
+def test_plan_of_an_arc(speed, curvature):
+    rates = torch.tensor([speed, speed * curvature], dtype=torch.float64)
+    torch.testing.assert_close(plan_of_arc(*rates), arc(speed, curvature))
+
+
+def test_plan_of_an_arc_without_curvature_is_straight_on():
+    plan = plan_of_arc(torch.tensor([[0.0], [12.0]]), torch.zeros(2, 1))
+    assert plan.shape == (2, 1, 33, 15)
+    torch.testing.assert_close(plan[1, 0, :, 0], 12 * TIMES.float())
+    torch.testing.assert_close(plan[1, 0, :, VELOCITY.start], torch.full((33,), 12.0))
+    assert plan.count_nonzero() == 32 + 33
 
 
 @pytest.mark.parametrize("speed", [3.0, 12.0, 30.0])

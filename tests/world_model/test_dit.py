@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from drive_envs.plan import STEP, TIMES, best_plan
+from drive_envs.plan import STEP, best_plan, plan_of_arc
 from tests.world_model.conftest import CONFIG, without_anchors
 from world_model.dit import SIZES, WorldModelConfig, num_parameters
 from world_model.windows import joined, tell_window, window_mask
@@ -85,14 +85,15 @@ def test_grid():
     assert WorldModelConfig().num_tokens == 32
 
 
-def test_plans_depart_from_driving_straight_on_at_the_speed_told(model, window):
-    """Before it has learnt anything the plan's speed is that of the last motion."""
+def test_plans_depart_from_the_motion_told(model, window):
+    """Before it has learnt anything the plan goes on at the speed and yaw rate of the last step."""
     _, told = tell_window(window)
     torch.nn.init.zeros_(model.plan_head.out.weight)
     torch.nn.init.zeros_(model.plan_head.out.bias)
     plan = best_plan(model(window.frames, told, planning=slice(2, 6)).plan)
-    speed = told.motion[:, 2:6, 0] / STEP
-    torch.testing.assert_close(plan[..., 0], speed[..., None].float() * TIMES.float())
+    rates = told.motion[:, 2:6].float() / STEP
+    assert rates[..., 5].abs().min() > 0
+    torch.testing.assert_close(plan, plan_of_arc(rates[..., 0], rates[..., 5]))
     blind = told._replace(has_motion=torch.zeros_like(told.has_motion))
     assert best_plan(model(window.frames, blind, planning=slice(2, 6)).plan).abs().max() == 0
 
