@@ -13,6 +13,7 @@ import difflib
 import dis
 import json
 import logging
+import os
 import re
 import sys
 from collections.abc import Collection, Sequence
@@ -24,6 +25,10 @@ from cluster.jobs import JOBS, OURS, RUNS, do, resolve
 logger = logging.getLogger(__name__)
 
 RAISE = dis.opmap["RAISE_VARARGS"]
+
+# Ray Train asks the dashboard every second whether its run still lives, and says that there is none;
+# a Ray of our own has none by default, and ends with the run. Ray reads this as it is imported.
+UNHEARD = {"RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller actor state"}
 
 USAGE = "usage: drive JOB [run.yaml] [dotted.key=value ...] [output=PATH] [--debug]"
 
@@ -53,6 +58,8 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
+    for name, value in UNHEARD.items():
+        os.environ.setdefault(name, value)
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:

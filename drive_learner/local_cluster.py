@@ -11,7 +11,6 @@ import ray
 from ray._private import ray_constants
 
 QUIET = {
-    "RAY_DEDUP_LOGS": "1",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
 }

@@ -242,6 +242,21 @@ def test_help_is_instant():
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.3
 
 
+def test_what_ray_train_says_every_second_where_there_is_no_dashboard_is_not_heard():
+    script = (
+        "from cluster.main import main; main(['--help'])\n"
+        "from ray._private.ray_constants import RAY_DEDUP_LOGS_SKIP_REGEX as pattern\n"
+        "from ray._private.ray_logging import LogDeduplicator\n"
+        "from ray.train.v2._internal.execution.controller import placement_group_cleaner as said\n"
+        "assert pattern in open(said.__file__).read()\n"
+        "lines = [f'WARNING {pattern}. State API may be unavailable.', 'anything else']\n"
+        "[heard] = LogDeduplicator(5, None, pattern).deduplicate({'pid': 1, 'lines': lines})\n"
+        "assert heard['lines'] == ['anything else'], heard\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_DEDUP_LOGS_SKIP_REGEX"}
+    subprocess.run([sys.executable, "-c", script], check=True, env=environment)
+
+
 def test_ctrl_c_exits_with_130(tmp_path):
     script = (
         "import signal, sys, time, cluster.main as m\n"
