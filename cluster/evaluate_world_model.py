@@ -192,4 +192,6 @@ def headline(
         ),
         "anchored_recovery_m": round(recoveries["anchored"]["anchor"], 4),
         "unanchored_recovery_m": round(recoveries["unanchored"]["anchor"], 4),
+        "anchored_distance_m": round(recoveries["anchored"]["anchor_distance"], 4),
+        "unanchored_distance_m": round(recoveries["unanchored"]["anchor_distance"], 4),
     }

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 RAISE = dis.opmap["RAISE_VARARGS"]
 
-# Ray Train asks the dashboard every second whether its run still lives, and says that there is none;
-# a Ray of our own has none by default, and ends with the run. Ray reads this as it is imported.
+# Ray Train asks the dashboard every second whether its run still lives, and says that there is
+# none; a Ray of our own has none by default, and ends with the run. Ray reads this on import.
 UNHEARD = {"RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller actor state"}
 
 USAGE = "usage: drive JOB [run.yaml] [dotted.key=value ...] [output=PATH] [--debug]"

@@ -246,7 +246,8 @@ def recovery(
     """Return what is left of an initial offset of one metre, in metres, at times along the plan.
 
     The car was beside the recorded path all along its context. Left of the offset is what the plan
-    from there is off the path, on the side where it began, mean over scenes and sides.
+    from there is off the path, on the side where it began, mean over scenes and sides; `distance`
+    is the mean of how far it is off to whichever side.
     """
     wait = config.num_frames + 1
     first = 1 + 2 * len(config.commanded)
@@ -255,6 +256,11 @@ def recovery(
         starts = [(scene.drive, scene.first) for scene in scenes]
         plans = plans_from(sampler, starts, variant=variant, wait=wait if is_anchored else 0)
         left.append(side * plan_laterals(scenes, variant, plans))
-    mean = torch.cat(left).mean(0).numpy() / config.displaced
     times = {f"{time:g}_s": time for time in RECOVERY_TIMES} | {"anchor": wait * STEP}
-    return {name: float(np.interp(time, TIMES.numpy(), mean)) for name, time in times.items()}
+    off = torch.cat(left).numpy() / config.displaced
+    means = {"": off.mean(0), "_distance": np.abs(off).mean(0)}
+    return {
+        f"{name}{suffix}": float(np.interp(time, TIMES.numpy(), mean))
+        for suffix, mean in means.items()
+        for name, time in times.items()
+    }

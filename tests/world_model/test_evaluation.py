@@ -18,10 +18,12 @@ from world_model.evaluation import (
     plan_laterals,
     realised_share,
     recorded_scene,
+    recovery,
     there_and_back,
     true_frames,
 )
 from world_model.pose_net import PoseNetConfig, Samples, estimate, train_pose_net
+from world_model.sampler import Sampler, SamplerConfig
 from world_model.tokenizer import Tokenizer
 
 CONFIG = EvaluationConfig(num_frames=10, report_frames=(5,), num_scenes=1)
@@ -78,6 +80,37 @@ def test_the_laterals_of_a_teachers_plans_die_out(synthetic, tokenizer):
     late = [value for time, value in at.items() if time > 5]
     assert max(abs(value) for value in late) < 0.08
     assert lateral.diff().max() < 1e-3
+
+
+def test_recovery_is_the_mean_and_the_distance_of_what_is_left(
+    synthetic, tokenizer, model, monkeypatch
+):
+    """Plans that end 0.1 m left of the path, from either side: nothing is left, 0.1 m off."""
+    path = synthetic.winding_path(num_rows=130)
+    config = EvaluationConfig(num_frames=20, report_frames=(5,), commanded=(0.5,))
+    drives = other_drives(path, config, 40)
+    images = [torch.zeros(130, 2, 3, 32, 64, dtype=torch.uint8)] * 5
+    scene = make_scene("x", path, drives, images, tokenizer, 40)
+    asked = []
+
+    def plans_from(sampler, starts, *, variant, wait):
+        asked.append((variant, wait))
+        drive, row = drives[variant - 1], torch.tensor([39])
+        lateral, heading = drive.lateral[row], drive.heading[row]
+        plan, _ = plans_back(path, row, drive.poses[row], lateral, heading, 2.0)
+        plan[..., 1] += 0.1
+        return plan.float()
+
+    monkeypatch.setattr("world_model.evaluation.plans_from", plans_from)
+    found = recovery(Sampler(model, SamplerConfig()), [scene], config, is_anchored=True)
+    assert asked == [(3, 21), (4, 21)]
+    assert list(found) == [
+        *("1_s", "2_s", "4_s", "anchor"),
+        *("1_s_distance", "2_s_distance", "4_s_distance", "anchor_distance"),
+    ]
+    assert found["1_s"] > found["2_s"] > abs(found["4_s"])
+    assert found["anchor"] == pytest.approx(0.0, abs=0.02)
+    assert found["anchor_distance"] == pytest.approx(0.1, abs=0.02)
 
 
 def test_realised_share_is_a_slope():
