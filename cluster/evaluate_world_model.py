@@ -1,7 +1,7 @@
 """`drive evaluate-world-model`: does a world model show the world, go where it is told, lead back?
 
-On held-out recordings, and with `metadrive=true` on a road in MetaDrive too, where every picture
-can be compared with the true one. Everything is in `report.html`, with videos.
+On held-out recordings, and on roads in MetaDrive too (`metadrive_scenes`), where every picture can
+be compared with the true one. Everything is in `report.html`, with videos.
 """
 
 import logging

@@ -51,8 +51,9 @@ class SubmitRun:
     or the cluster that runs on this machine. id: of the job; null makes one up. storage: the folder
     on the cluster that the job works in; with actors on several nodes, all of them must see it
     under this name. python: on the cluster. num_cpus, num_gpus, resources: held for the job's own
-    process, which learns; a GPU is given to it in no other way. max_restarts: times that the job's
-    process is begun again, from its last checkpoint, when it dies. follow: wait for its end.
+    process, which learns; it may run wherever there is room for them, and `{learner: 1}` keeps it
+    on the node that the specs have for it. max_restarts: times that the job's process is begun
+    again, from its last checkpoint, when it dies. follow: wait for its end.
     """
 
     command: tuple[str, ...]

@@ -34,7 +34,7 @@ class AutoencoderConfig:
 
     kind: Literal["own"] = "own"
     latent_channels: int = 16
-    channels: tuple[int, int, int] = (64, 96, 144)
+    channels: tuple[int, int, int] = (32, 64, 128)
     num_blocks: int = 2
 
     def __post_init__(self) -> None:
