@@ -47,8 +47,11 @@ from drive_envs.plan import (
     plan_from_motion,
 )
 from drive_envs.vehicle import (
+    MAX_ACCELERATION,
     MAX_LATERAL_ACCELERATION,
+    MIN_ACCELERATION,
     MIN_WIND_SPEED,
+    SUBSTEP,
     Vehicle,
     VehicleState,
     limit,
@@ -308,17 +311,19 @@ def follow(
     plan = plan.to(state.speed)
     latency = vehicle.delay + vehicle.lag
     wanted = action_from_plan(plan, latency + STEP / 2)
-    speed = (state.speed + wanted[:, 1] * latency).clamp(min=0.0)
-    then = compose(invert(state.pose), predict(state, vehicle, step, latency, wanted[:, 1]))
+    acceleration = wanted[:, 1].clamp(MIN_ACCELERATION, MAX_ACCELERATION)
+    speed = (state.speed + acceleration * latency).clamp(min=0.0)
+    foretold = SUBSTEP * (latency / SUBSTEP).round()  # what the car is compared with is of then
+    then = compose(invert(state.pose), predict(state, vehicle, step, foretold, acceleration))
     planar = plan[..., 0], plan[..., 1], plan[..., EULER][..., 2]
-    planned = torch.stack([interpolate(part, latency) for part in planar], dim=-1)
+    planned = torch.stack([interpolate(part, foretold) for part in planar], dim=-1)
     x, y, turn = (then - planned).unbind(-1)
     cos, sin = planned[:, 2].cos(), planned[:, 2].sin()
     error, rate = y * cos - x * sin, speed * turn.sin()
     pull = lateral_rate**2 * error + 2 * lateral_rate * rate
     correction = pull.clamp(-COMFORT, COMFORT) / speed.clamp(min=MIN_SPEED) ** 2
     curvature = wanted[:, 0] - correction.clamp(-COMFORT_CURVATURE, COMFORT_CURVATURE)
-    action = commanded(curvature, wanted[:, 1], speed, state, vehicle, step)
+    action = commanded(curvature, acceleration, speed, state, vehicle, step)
     valid = torch.ones(plan.shape[:2], dtype=torch.bool)
     return Targets(plan=plan, valid=valid, action=action)
 

@@ -13,7 +13,7 @@ import logging
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -208,7 +208,8 @@ def application(config: ServiceConfig, folder: Path) -> serve.Application:
     # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions
     # are gone. There is no public way to say that only `user_config` has changed.
     deployment._version = "1"
-    return deployment.bind(config)
+    # A replica begins in a folder of Ray's: relative paths are meant from here.
+    return deployment.bind(replace(config, model=config.folder))
 
 
 def is_running(name: str) -> bool:

@@ -14,6 +14,7 @@ from drive_envs.plan import (
     TIMES,
     VELOCITY,
     action_from_plan,
+    plan_of_arc,
 )
 from drive_envs.teachers import (
     COMFORT,
@@ -113,6 +114,20 @@ def test_closed_loop_converges_without_oscillation(synthetic, corner):
     assert demand.abs().max() <= MAX_LATERAL_ACCELERATION + 1e-9
     # No oscillation: a car that starts towards the path may cross it once, and none crosses again.
     assert max(map(num_crossings, error.T.tolist())) <= 1
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.06, 0.12, 0.174, 0.3])
+def test_who_is_on_the_plan_is_told_its_curvature_whenever_that_takes_effect(delay):
+    speed = torch.tensor([5.0, 15.0, 28.0], dtype=torch.float64)
+    curvature = 2.0 / speed**2
+    state = VehicleState(
+        pose=torch.zeros(3, 3, dtype=torch.float64),
+        speed=speed,
+        curvature=curvature,
+        commands=curvature[:, None].repeat(1, 4),
+    )
+    targets = follow(plan_of_arc(speed, speed * curvature), state, cars(3, delay=delay, lag=0.0), 0)
+    torch.testing.assert_close(targets.action[:, 0], curvature, rtol=0.01, atol=0.0)
 
 
 def num_crossings(errors, deadband=0.03):
