@@ -367,12 +367,15 @@ def plans_back(
 ) -> tuple[Float[Tensor, "batch 33 15"], Bool[Tensor, "batch 33"]]:
     """Return the plans back onto a recording, and where they are valid, from beside some rows.
 
-    `lateral` (m, left) and `heading` (rad) say how far off the recorded poses the `poses` are.
+    `lateral` (m, left) and `heading` (rad) say how far off the recorded poses the `poses` are. The
+    car keeps level with the recorded one: on the inside of a curve it is slower.
     """
     starts = rows.tolist()
     paths = gather_paths([path] * len(starts), starts, num_steps=0)
     offset = PathOffset(station=path.station[rows], lateral=lateral, heading=heading)
     time = TIMES.expand(len(starts), NUM_POINTS)
     start = torch.zeros_like(lateral)
-    motion = convergence(paths, offset, path.speed[rows], start, time, lateral_rate)
+    metric = (1 - path.curvature[rows] * lateral).clamp(min=MIN_METRIC)
+    speed = path.speed[rows] * metric / heading.cos()
+    motion = convergence(paths, offset, speed, start, time, lateral_rate)
     return plan_from_convergence(poses, motion), motion.valid

@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from drive_envs.path import NUM_PAST
-from drive_envs.plan import TIMES
+from drive_envs.plan import STEP, TIMES, VELOCITY
 from drive_envs.teachers import plans_back
 from world_model.autoencoder import AutoencoderConfig
 from world_model.encoding import images_as_recorded
@@ -80,6 +80,16 @@ def test_the_laterals_of_a_teachers_plans_die_out(synthetic, tokenizer):
     late = [value for time, value in at.items() if time > 5]
     assert max(abs(value) for value in late) < 0.08
     assert lateral.diff().max() < 1e-3
+
+
+@pytest.mark.parametrize("lateral", [-1.5, 1.5])
+def test_plans_from_beside_a_curve_begin_at_the_speed_of_the_car_there(synthetic, lateral):
+    path = synthetic.arc_path(speed=8.0, curvature=1 / 30)
+    drive = beside(path, lateral)
+    rows = torch.arange(NUM_PAST, NUM_PAST + 5)
+    plan, _ = plans_back(path, rows, drive.poses[rows], drive.lateral[rows], drive.heading[rows])
+    ahead = (drive.poses[rows + 1, :2] - drive.poses[rows, :2]).norm(dim=1) / STEP
+    torch.testing.assert_close(plan[:, 0, VELOCITY].norm(dim=1), ahead, rtol=0.01, atol=0.0)
 
 
 def test_recovery_is_the_mean_and_the_distance_of_what_is_left(
