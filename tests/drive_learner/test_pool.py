@@ -61,7 +61,12 @@ def make_pool(local_ray, random_rollout):
         pool.close()
 
 
-def collect(pool, num, seconds=20.0):
+# s for Ray to start the processes: a few, and beside tests in other processes more than 30. No test
+# is of how fast that is.
+PATIENCE = 100.0
+
+
+def collect(pool, num, seconds=PATIENCE):
     arrived = []
     deadline = time.monotonic() + seconds
     while len(arrived) < num and time.monotonic() < deadline:
@@ -71,7 +76,7 @@ def collect(pool, num, seconds=20.0):
 
 
 def wait_for(pool, num):
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while pool.num_actors < num and time.monotonic() < deadline:
         pool.poll(0.1)
     assert pool.num_actors == num
