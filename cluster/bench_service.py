@@ -47,7 +47,9 @@ class ServiceBench:
     tokenizer: AutoencoderConfig = field(default_factory=AutoencoderConfig)
     service: ServiceConfig = field(
         default_factory=lambda: ServiceConfig(
-            sampler=SamplerConfig(num_steps=4), engine=EngineConfig(capacity=64, batch_size=64)
+            sampler=SamplerConfig(num_steps=4),
+            # Drivers are silent while the model in process has its turn.
+            engine=EngineConfig(capacity=64, batch_size=64, lease=3600.0),
         )
     )
     num_sessions: tuple[int, ...] = (1, 2, 4, 8, 16)
@@ -188,7 +190,8 @@ class Driver:
 
     def close(self) -> None:
         """Give the session back."""
-        self.connection.close(self.request.session)
+        # Who is killed with the request still on its way would leave the session behind.
+        self.connection.close(self.request.session).result()
 
 
 class Drivers:

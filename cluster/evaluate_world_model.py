@@ -162,13 +162,29 @@ def film(
     write_video(path, draw_rollouts(frames[shown], truth, rollouts))
 
 
+def headline_names(evaluation: EvaluationConfig) -> tuple[str, ...]:
+    """Name the figures of `headline`, in its order."""
+    return (
+        *("pose_net_error_m", "metadrive_pose_net_error_m"),
+        *("autoencoder_lpips", "next_frame_lpips"),
+        *(f"sequential_lpips_{n}" for n in evaluation.report_frames),
+        *("deviation_realised", "deviation_in_truth", "metadrive_deviation_realised"),
+        *("anchored_recovery_m", "unanchored_recovery_m"),
+        *("anchored_distance_m", "unanchored_distance_m"),
+    )
+
+
 def headline(
     evaluation: EvaluationConfig,
     followed: Followed,
     deviations: Mapping[str, Sequence[Deviation]],
     recoveries: Mapping[str, Mapping[str, float]],
 ) -> dict[str, Any]:
-    """Return the figures that matter; LPIPS is AlexNet's, None without weights."""
+    """Return the figures that matter; LPIPS is AlexNet's, None without weights.
+
+    The pose net, which judges where frames were taken from, is judged first: by pictures of whose
+    excursion there is no doubt.
+    """
     lpips = {kind: curves.get("lpips_alex") for kind, curves in followed.curves.items()}
 
     def at(kind: str, frame: int) -> float | None:
@@ -181,7 +197,13 @@ def headline(
         for kind, found in deviations.items()
     }
     in_metadrive = shares.get("MetaDrive")
+    errors = {
+        kind: round(float(np.mean([deviation.pose_net_error for deviation in found])), 4)
+        for kind, found in deviations.items()
+    }
     return {
+        "pose_net_error_m": errors["recordings"],
+        "metadrive_pose_net_error_m": errors.get("MetaDrive"),
         "autoencoder_lpips": None if floor is None else round(float(floor.mean()), 4),
         "next_frame_lpips": None if forced is None else round(float(forced.mean()), 4),
         **{f"sequential_lpips_{n}": at("rollout", n) for n in evaluation.report_frames},

@@ -31,9 +31,13 @@ PACE = ("gap", "headway", "way", "effort")
 
 
 def headline(suite: str, noise: Noise, results: Results) -> dict[str, Any]:
-    """Return the figures that matter, those of each driver by its label when there are several."""
+    """Return the figures that matter, those of each driver by its label when there are several.
+
+    `lost` are drives whose process died, if there are any: they have not passed, and say nothing.
+    """
     counts = {
         label: {"passed": sum(r.passed for r in by_name.values()), "total": len(by_name)}
+        | ({"lost": lost} if (lost := sum(r.figures is None for r in by_name.values())) else {})
         for label, by_name in results.items()
     }
     means = {label: mean_abs_lateral(by_name) for label, by_name in results.items()}
@@ -41,6 +45,17 @@ def headline(suite: str, noise: Noise, results: Results) -> dict[str, Any]:
         (label,) = results
         return {suite: counts[label], "noise": noise, "mean_abs_lateral": means[label]}
     return {suite: counts, "noise": noise, "mean_abs_lateral": means}
+
+
+def whole(score: dict[str, Any]) -> dict[str, Any]:
+    """Return the headline of one driver as it is.
+
+    RuntimeError where drives were lost: these are no failures of the policy.
+    """
+    for suite, counts in score.items():
+        if isinstance(counts, dict) and counts.get("lost"):
+            raise RuntimeError(f"{counts['lost']} drives of {suite} were lost: score it again")
+    return score
 
 
 def mean_abs_lateral(results: Mapping[str, Result]) -> float | None:

@@ -28,6 +28,7 @@ from cluster.leak_scenes import LeakScenesConfig, leak_scenes
 from cluster.output import write_text
 from cluster.probe_policy import ProbePolicyRun
 from cluster.report import Part, Picture, Table, Text, decimal, write_report
+from cluster.score_report import whole
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.probe import PROBES
 from drive_envs.scenarios import find_scenarios
@@ -119,7 +120,7 @@ def figures_of(
         pages = folder / "score"
         pages.mkdir(exist_ok=True)
         suite = find_scenarios(score.scenarios).stem
-        figures = evaluate_policy.run(score, pages)
+        figures = whole(evaluate_policy.run(score, pages))
         return {**figures[suite], "mean_abs_lateral": figures["mean_abs_lateral"]}
 
     def probed() -> dict[str, Any]:

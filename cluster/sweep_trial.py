@@ -21,6 +21,7 @@ from cluster.config import load, load_text
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.kept import TRAINING, kept
 from cluster.output import write_text
+from cluster.score_report import whole
 from cluster.train_policy import TrainPolicyRun
 
 CODE = Path(__file__).parent.parent
@@ -59,7 +60,7 @@ def train_and_score(point: Mapping[str, Any]) -> dict[str, str]:
             kept(
                 pages / "scored.json",
                 load_text(EvaluatePolicyRun, score),
-                lambda words=words, pages=pages: do(words, pages, folder, directory),
+                lambda words=words, pages=pages: whole(do(words, pages, folder, directory)),
             )
     except JobError as error:
         return {"problem": str(error)}

@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from cluster import evaluate_world_model, train_world_model
 from cluster.config import dump, load
-from cluster.evaluate_world_model import EvaluateWorldModelRun
+from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names, load_perceptual
 from cluster.kept import claim, kept
 from cluster.output import write_text
 from cluster.report import Part, Picture, Table, Text, write_report
@@ -41,14 +41,16 @@ COLUMNS = (
     "unanchored_recovery_m",
 )
 
+OVER = {"parameters": "denoiser_parameters", "drives": "drives"}  # what a law is fitted over
+
 
 @dataclass(frozen=True, kw_only=True)
 class SweepWorldModelRun:
     """What is compared.
 
     training, report: the runs that all variants have in common. variants: by name, overrides of
-    training as on the command line. against: what a power law is fitted over, `parameters` or
-    `drives`, or `none`. metric: what it is fitted to.
+    training as on the command line. against: what a power law is fitted over, `parameters` (those
+    that make frames: without the plan head) or `drives`, or `none`. metric: what it is fitted to.
     """
 
     training: TrainWorldModelRun = field(default_factory=TrainWorldModelRun)
@@ -74,8 +76,11 @@ def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
     """Train and evaluate every variant, leaving `report.html`; return the metric of each."""
     base = output / "training.yaml"
     write_text(base, dump(config.training))
-    # All overrides are read before the first hour is spent.
+    # What would go wrong is said before the first hour is spent.
     runs = {name: load(TrainWorldModelRun, base, given) for name, given in config.variants.items()}
+    check_metric(config)
+    for name, training in runs.items():
+        claim(output / name, training)
     figures = {}
     for number, (name, training) in enumerate(runs.items(), 1):
         log.info("variant %d of %d: %s", number, len(runs), name)
@@ -84,6 +89,18 @@ def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
     write_page(output, config, figures, law)
     result: dict[str, Any] = {name: found.get(config.metric) for name, found in figures.items()}
     return result | ({"power_law": law} if law else {})
+
+
+def check_metric(config: SweepWorldModelRun) -> None:
+    """Raise ValueError where the reports would have no such figure."""
+    names = headline_names(config.report.evaluation)
+    if config.metric not in names:
+        raise ValueError(f"metric is {config.metric!r}, not one of {', '.join(names)}")
+    if "lpips" in config.metric and not load_perceptual(config.report.lpips_weights):
+        raise ValueError(
+            f"{config.metric} takes LPIPS' weights: name a folder of them, "
+            "report.lpips_weights=FOLDER, or another metric"
+        )
 
 
 def figures_of(
@@ -101,6 +118,7 @@ def figures_of(
         seen = evaluate_world_model.run(replace(report, model=output / "world_model"), pages)
         return {
             "parameters": trained["parameters"],
+            "denoiser_parameters": trained["denoiser_parameters"],
             "drives": num_drives(training),
             "seconds": trained["seconds"],
             **seen,
@@ -123,7 +141,7 @@ def fitted(
     if config.against == "none":
         return {}
     rows = [
-        (found[config.against], found[config.metric] - found["autoencoder_lpips"])
+        (found[OVER[config.against]], found[config.metric] - found["autoencoder_lpips"])
         for found in figures.values()
         if found.get(config.metric) is not None and found.get("autoencoder_lpips") is not None
     ]
@@ -165,7 +183,7 @@ def write_page(
     ]
     parts: list[Part] = [
         Table(
-            header=("variant", "parameters", "drives", "training", *COLUMNS),
+            header=("variant", "parameters", "drives", "training since its last start", *COLUMNS),
             rows=rows,
             heading="Variants",
         ),
@@ -179,7 +197,8 @@ def write_page(
         png = draw_law(config, figures, law)
         (output / "power_law.png").write_bytes(png)
         words = f"{config.metric} - floor = {law['a']:.3g} x^-{law['b']:.3f} (r2 {law['r2']:.2f})"
-        parts.append(Picture(png=png, heading=f"Over {config.against}: {words}"))
+        over = OVER[config.against].replace("_", " ")
+        parts.append(Picture(png=png, heading=f"Over {over}: {words}"))
     write_report(output / "report.html", "World models compared", parts)
 
 
@@ -189,7 +208,7 @@ def draw_law(
     law: Mapping[str, float],
 ) -> bytes:
     """Draw the variants and the line through them, both axes logarithmic."""
-    x = np.array([found[config.against] for found in figures.values()], float)
+    x = np.array([found[OVER[config.against]] for found in figures.values()], float)
     y = np.array([found[config.metric] - found["autoencoder_lpips"] for found in figures.values()])
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
@@ -198,7 +217,7 @@ def draw_law(
         axis.annotate(name, (px, py), fontsize=8)
     line = np.geomspace(x.min(), x.max(), 50)
     axis.loglog(line, law["a"] * line ** -law["b"], "-", linewidth=1)
-    axis.set_xlabel(config.against)
+    axis.set_xlabel(OVER[config.against].replace("_", " "))
     axis.set_ylabel(f"{config.metric} above the floor")
     axis.grid(alpha=0.3, which="both")
     png = io.BytesIO()

@@ -96,6 +96,7 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
         if not config.latents.exists():
             encode(config, tokenizer)
         check_latents(config, tokenizer)
+        check_checkpoint(output / "checkpoints", tokenizer)
         millions = num_parameters(config.model) / 1e6
         log.info("%s: %.1f million parameters", config.model.size, millions)
         last = fit(config, output.resolve())
@@ -111,6 +112,7 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
     return {
         "steps": config.trainer.num_steps,
         "parameters": num_parameters(config.model),
+        "denoiser_parameters": num_parameters(config.model, has_plan_head=False),
         "seconds": round(time.monotonic() - began, 1),
         **{name: round(value, 4) for name, value in last.items() if name in HEADLINES},
     }
@@ -211,6 +213,16 @@ def check_latents(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
                 f"{config.latents} was made with another {name} ({getattr(info, name)}, not "
                 f"{getattr(expected, name)}): remove it, or name another file with latents=PATH"
             )
+
+
+def check_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:
+    """Raise ValueError when what was begun here learns the latents of another tokenizer."""
+    checkpoint = latest_checkpoint(folder)
+    if checkpoint is not None and checkpoint.state.get("tokenizer") != tokenizer.digest:
+        raise ValueError(
+            f"the checkpoint in {folder} has learnt the latents of another tokenizer: choose "
+            "another output, or remove that folder"
+        )
 
 
 def latents_info(config: TrainWorldModelRun, tokenizer: Tokenizer) -> LatentsInfo:

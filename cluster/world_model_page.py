@@ -87,12 +87,16 @@ def write_page(
 
 def image_panels(followed: Followed) -> list[Panel]:
     """Return a panel a metric, a curve a kind."""
-    metrics = followed.curves[KINDS[0]]
+    metrics = followed.curves[KINDS[-1]]
     return [
         Panel(
             title=UNITS[metric],
             label="frame",
-            curves={kind: followed.curves[kind][metric] for kind in KINDS},
+            curves={
+                kind: followed.curves[kind][metric]
+                for kind in KINDS
+                if metric in followed.curves[kind]
+            },
         )
         for metric in metrics
     ]

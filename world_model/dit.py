@@ -221,7 +221,12 @@ class WorldModel(nn.Module):
         return Rotation(angle.cos(), angle.sin())
 
 
-def num_parameters(config: WorldModelConfig) -> int:
-    """Count the parameters of a size without making them."""
+def num_parameters(config: WorldModelConfig, *, has_plan_head: bool = True) -> int:
+    """Count the parameters of a size without making them, the plan head among them or not."""
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in WorldModel(config).parameters())
+        named = WorldModel(config).named_parameters()
+    return sum(
+        parameter.numel()
+        for name, parameter in named
+        if has_plan_head or not name.startswith("plan_head.")
+    )

@@ -52,6 +52,11 @@ class Deviation(NamedTuple):
     errors: dict[str, float]
 
     @property
+    def pose_net_error(self) -> float:
+        """How far off the pose net is, in m, on pictures that show the excursion truly."""
+        return (self.in_truth - self.commanded).abs().mean().item()
+
+    @property
     def shares(self) -> tuple[float, float]:
         """Which share of the command is realised: in generated frames, and in true ones."""
         return (
@@ -105,9 +110,10 @@ class Judge:
             curves[kind]["drift"] = drift_curve(
                 self.pose_net, frames["autoencoder"], frames[kind], frames["autoencoder"]
             )
-            off = offsets_seen(self.pose_net, frames["autoencoder"], frames[kind]).abs().mean(0)
-            curves[kind]["off_pose"] = off[:, 0].numpy()
-            curves[kind]["off_heading"] = off[:, 1].numpy()
+            if kind != "autoencoder":  # which is what the others are seen from
+                off = offsets_seen(self.pose_net, frames["autoencoder"], frames[kind])
+                curves[kind]["off_pose"] = off[..., 0].abs().mean(0).numpy()
+                curves[kind]["off_heading"] = off[..., 1].abs().mean(0).numpy()
         return Followed(curves, rollouts, frames["rollout"])
 
     def deviate(self, scenes: Sequence[Scene], variant: int) -> Deviation:

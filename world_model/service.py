@@ -286,6 +286,7 @@ class ServiceConnection:
         method = self.handle.options(method_name="step", session_id=request.session)
         return Answer(method.remote(request), self.timeout)
 
-    def close(self, session: str) -> None:
-        """Close a session, without waiting for it."""
-        self.handle.options(method_name="close", session_id=session).remote(session)
+    def close(self, session: str) -> Answer:
+        """Close a session; the answer, whether there was one, need not be waited for."""
+        method = self.handle.options(method_name="close", session_id=session)
+        return Answer(method.remote(session), self.timeout)

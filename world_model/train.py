@@ -170,7 +170,7 @@ def run_to_end(job: Job, trainer: Trainer, file: LatentFile, news: Queue | None)
             state = trainer.optimizer.state()
             held_out = trainer.held_out_figures(HELD_OUT_BATCHES)
             if news is not None and writer is not None:
-                save(job, step, state)
+                save(job, step, state, file.info.tokenizer)
                 write_figures(writer, held_out, step)
             ray.train.report(held_out | {"step": step})
         if job.preview_every and (step % job.preview_every == 0 or is_last):
@@ -194,9 +194,11 @@ def write_figures(writer: SummaryWriter, figures: Figures, step: int) -> None:
         writer.add_scalar(name, value, step)
 
 
-def save(job: Job, step: int, state: Mapping[str, Mapping[str, torch.Tensor]]) -> None:
-    """Write a checkpoint of the run as it stands."""
-    described = {"world_model": asdict(job.model)}
+def save(
+    job: Job, step: int, state: Mapping[str, Mapping[str, torch.Tensor]], tokenizer: str
+) -> None:
+    """Write a checkpoint of the run as it stands; tokenizer: digest of that of its latents."""
+    described = {"world_model": asdict(job.model), "tokenizer": tokenizer}
     checkpoint = Checkpoint(step=step, tensors=state, state=described, run=job.run)
     write_checkpoint(job.output / "checkpoints", checkpoint, keep=2)
 

@@ -6,7 +6,7 @@ how processes are started (`train`).
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import torch
@@ -75,11 +75,14 @@ class Trainer:
             WindowSampler(
                 file,
                 split,
-                config.windows,
+                windows,
                 num_frames=config.objective.num_frames(model.config.num_history),
                 num_anchors=model.config.num_anchors,
             )
-            for split in ("train", "held_out")
+            for split, windows in (
+                ("train", config.windows),
+                ("held_out", replace(config.windows, num_drives=None)),
+            )
         )
 
     def step(self) -> dict[str, float]:

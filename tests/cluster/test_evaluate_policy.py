@@ -16,7 +16,7 @@ from cluster.evaluate_policy import (
     when_to_film,
 )
 from cluster.score_plots import draw_lateral, draw_pace
-from cluster.score_report import failures_of, grid, headline, table_of
+from cluster.score_report import failures_of, grid, headline, table_of, whole
 from drive_actors.drivers import StraightDriver, TeacherDriver
 from drive_actors.policy import Policy, PolicyConfig
 from drive_actors.policy_file import save_policy
@@ -92,10 +92,17 @@ def test_headline_and_table_of_one_driver(results):
     assert "its process died" in failures[1]
 
 
+def test_a_score_with_lost_drives_is_none_to_keep(results):
+    kept = headline("mine", "plain", {"teacher": results["teacher"]})
+    assert whole(kept) == kept
+    with pytest.raises(RuntimeError, match="1 drives of mine were lost"):
+        whole(headline("mine", "plain", {"straight": results["straight"]}))
+
+
 def test_headline_of_several_is_by_label(results):
     figures = headline("mine", "realistic", results)
     assert figures["mine"]["teacher"] == {"passed": 2, "total": 2}
-    assert figures["mine"]["straight"] == {"passed": 0, "total": 2}
+    assert figures["mine"]["straight"] == {"passed": 0, "total": 2, "lost": 1}
     assert figures["mean_abs_lateral"]["straight"] > 0.5
 
 

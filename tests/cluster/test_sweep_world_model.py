@@ -3,14 +3,16 @@ from dataclasses import replace
 import pytest
 
 from cluster import sweep_world_model
-from cluster.sweep_world_model import SweepWorldModelRun, power_law, run
+from cluster.kept import claim
+from cluster.sweep_world_model import SweepWorldModelRun, fitted, power_law, run
 
 VARIANTS = {"small": ("model.size=femto",), "large": ("model.size=nano",)}
 
 
 def found(parameters, lpips):
     return {
-        "parameters": parameters,
+        "parameters": 2 * parameters,
+        "denoiser_parameters": parameters,
         "drives": 4,
         "seconds": 60.0,
         "autoencoder_lpips": 0.1,
@@ -31,7 +33,7 @@ def done(monkeypatch):
 
     def train(training, output):
         trained.append(output.name)
-        return {"parameters": {"femto": 1000, "nano": 16000}[training.model.size], "seconds": 60.0}
+        return found({"femto": 1000, "nano": 16000}[training.model.size], None)
 
     def evaluate(report, output):
         lpips = {"small": 0.5, "large": 0.2}[report.model.parent.name]
@@ -40,6 +42,7 @@ def done(monkeypatch):
     monkeypatch.setattr(sweep_world_model.train_world_model, "run", train)
     monkeypatch.setattr(sweep_world_model.evaluate_world_model, "run", evaluate)
     monkeypatch.setattr(sweep_world_model, "num_drives", lambda training: 4)
+    monkeypatch.setattr(sweep_world_model, "load_perceptual", lambda weights: {"alex": weights})
     return trained
 
 
@@ -65,12 +68,29 @@ def test_a_variant_with_other_settings_is_not_taken_for_the_old_one(tmp_path, do
         run(longer, tmp_path)
 
 
-def test_without_lpips_there_is_no_law(tmp_path, monkeypatch):
-    figures = found(1000, None) | {"autoencoder_lpips": None}
-    monkeypatch.setattr(sweep_world_model, "figures_of", lambda *args: figures)
-    assert "power_law" not in run(
-        SweepWorldModelRun(variants=VARIANTS, against="parameters"), tmp_path
-    )
+def test_without_lpips_nothing_is_trained_for_it(tmp_path, done, monkeypatch):
+    monkeypatch.setattr(sweep_world_model, "load_perceptual", lambda weights: {})
+    config = SweepWorldModelRun(variants=VARIANTS, against="parameters")
+    with pytest.raises(ValueError, match=r"report\.lpips_weights=FOLDER"):
+        run(config, tmp_path)
+    with pytest.raises(ValueError, match="'sequential_lpips_24', not one of"):
+        run(replace(config, metric="sequential_lpips_24"), tmp_path)
+    assert not done
+    run(replace(config, metric="deviation_realised", against="none"), tmp_path)
+    assert done == ["small", "large"]
+
+
+def test_without_figures_there_is_no_law():
+    figures = {"small": found(1000, None), "large": found(2000, None)}
+    assert fitted(SweepWorldModelRun(variants=VARIANTS, against="parameters"), figures) == {}
+
+
+def test_folders_of_other_trainings_are_refused_before_anything_is_trained(tmp_path, done):
+    other = SweepWorldModelRun(variants={"large": ("model.size=micro",)})
+    claim(tmp_path / "large", replace(other.training, cache_mb=1))
+    with pytest.raises(ValueError, match="training with other settings"):
+        run(SweepWorldModelRun(variants=VARIANTS), tmp_path)
+    assert not done
 
 
 def test_a_wrong_override_is_said_before_anything_is_trained(tmp_path):

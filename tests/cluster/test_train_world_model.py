@@ -12,11 +12,11 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster import evaluate_world_model, train_tokenizer, train_world_model
-from cluster.evaluate_world_model import EvaluateWorldModelRun
+from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names
 from cluster.train_policy import RayConfig
 from cluster.train_tokenizer import TrainTokenizerRun
-from cluster.train_world_model import TrainWorldModelRun
-from drive_envs.checkpoint import latest_checkpoint
+from cluster.train_world_model import TrainWorldModelRun, check_checkpoint
+from drive_envs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from drive_envs.image_metrics import psnr
 from drive_envs.segments import write_segments
 from drive_learner.local_cluster import local_cluster
@@ -29,7 +29,7 @@ from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
 from world_model.pose_net import PoseNetConfig
 from world_model.sampler import SamplerConfig
-from world_model.tokenizer import load_tokenizer
+from world_model.tokenizer import Tokenizer, load_tokenizer
 from world_model.train import WorkersConfig
 from world_model.trainer import TrainerConfig
 from world_model.windows import WindowConfig
@@ -174,6 +174,18 @@ def test_a_world_model_is_left_with_figures_and_films(trained, world_model_run):
     assert "loss/flow" not in train_world_model.run(world_model_run, trained)
 
 
+def test_what_has_learnt_other_latents_is_not_gone_on_with(tmp_path):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    one, other = Tokenizer(config), Tokenizer(config)
+    check_checkpoint(tmp_path, one)  # nothing there
+    state = {"tokenizer": one.digest}
+    write_checkpoint(tmp_path, Checkpoint(step=1, tensors={}, state=state, run=""))
+    check_checkpoint(tmp_path, one)
+    with pytest.raises(ValueError, match="another tokenizer: choose another output"):
+        check_checkpoint(tmp_path, other)
+
+
 @pytest.mark.slow
 def test_a_world_model_is_evaluated(trained, world_model_run, tmp_path):
     evaluate(trained / "world_model", world_model_run.data, tmp_path / "report")
@@ -192,6 +204,8 @@ def evaluate(model, data, output):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(evaluate_world_model, "lpips_or_none", lambda weights: None)
         figures = evaluate_world_model.run(run, output)
+    assert tuple(figures) == headline_names(run.evaluation)
+    assert figures["pose_net_error_m"] > 0
     assert figures["autoencoder_lpips"] is None
     assert figures["sequential_lpips_8"] is None
     assert np.isfinite(figures["deviation_realised"])
