@@ -4,7 +4,8 @@ On-policy, actors drive the recorded roads with the newest weights, in the repro
 a world model, and a central learner follows what the teacher would have done from where they were.
 The world model is a service that all actors share; it is started for the job, and ends with it,
 unless `service_name` says which one is up already. Off-policy, the same
-learner takes as many steps on the recordings themselves. Everything else is equal.
+learner takes as many steps on the recordings themselves. Network, data and augmentation are equal;
+what a car's delay does to a command is told on-policy alone, for a recording does not know it.
 
 A run that is stopped goes on from its last whole checkpoint when the same command is given again.
 """
