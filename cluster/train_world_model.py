@@ -28,7 +28,7 @@ from drive_learner.local_cluster import local_cluster
 from world_model.dit import WorldModel, WorldModelConfig, num_parameters
 from world_model.encoding import EncodingConfig, encode_segment
 from world_model.latents import LatentDrive, LatentFile, LatentsError, LatentsInfo, write_latents
-from world_model.model_file import save_pose_net, save_world_model
+from world_model.model_file import load_world_model, save_pose_net, save_world_model
 from world_model.pose_net import (
     PoseNet,
     PoseNetConfig,
@@ -52,13 +52,16 @@ class TrainWorldModelRun:
 
     data: recordings, a Parquet file, a folder of them, or `sample`. num_segments: of them that are
     encoded, null for all. tokenizer: folder that `drive train-tokenizer` left. latents: file that
-    the recordings are encoded into, or were. cache_mb: of latents kept in each worker's memory.
+    the recordings are encoded into, or were. start: folder of a world model to go on from, with
+    fresh moments and rates; null begins with random weights. cache_mb: of latents kept in each
+    worker's memory.
     """
 
     data: str = "sample"
     num_segments: int | None = None
     tokenizer: Path = Path("runs/tokenizer/tokenizer")
     latents: Path = Path("runs/latents/sample.parquet")
+    start: Path | None = None
     cache_mb: int = 4096
     log_every: int = 20
     checkpoint_every: int = 500
@@ -87,6 +90,7 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
     keep_freed_memory()
     tokenizer = load_tokenizer(config.tokenizer)
     check_tokenizer(config, tokenizer)
+    check_start(config, tokenizer)
     began = time.monotonic()
     with local_cluster(
         num_cpus=config.ray.num_cpus,
@@ -159,6 +163,7 @@ def fit(config: TrainWorldModelRun, output: Path) -> Figures:
         sampler=config.sampler,
         latents=config.latents.resolve(),
         tokenizer=config.tokenizer.resolve(),
+        start=config.start and config.start.resolve(),
         output=output,
         run=dump(config),
         log_every=config.log_every,
@@ -200,6 +205,20 @@ def check_tokenizer(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
         raise ValueError(
             f"the tokenizer in {config.tokenizer} makes {tokenizer.latent_channels} channels: say "
             f"model.latent_channels={tokenizer.latent_channels}"
+        )
+
+
+def check_start(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
+    """Raise ValueError when the model to go on from is another one than the run's."""
+    if config.start is None:
+        return
+    model, of_model = load_world_model(config.start)
+    if model.config != config.model:
+        raise ValueError(f"{config.start} is a model of {model.config}, not of {config.model}")
+    if of_model.digest != tokenizer.digest:
+        raise ValueError(
+            f"{config.start} has learnt the latents of the tokenizer beside it: say "
+            f"tokenizer={config.start}"
         )
 
 

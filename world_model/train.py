@@ -30,6 +30,7 @@ from drive_envs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoin
 from drive_envs.drawing import moving_image, write_video
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.latents import LatentFile
+from world_model.model_file import load_world_model
 from world_model.previews import decoded, draw_rollouts, grid
 from world_model.rollouts import roll_out, spread_starts
 from world_model.sampler import Sampler, SamplerConfig
@@ -63,13 +64,18 @@ class WorkersConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """All that a worker needs. run: the run as YAML, for checkpoints. Paths are absolute."""
+    """All that a worker needs. Paths are absolute.
+
+    start: folder of a world model, whose weights a run begins with that has no checkpoint; None for
+    random ones. run: the run as YAML, for checkpoints.
+    """
 
     model: WorldModelConfig
     trainer: TrainerConfig
     sampler: SamplerConfig
     latents: Path
     tokenizer: Path
+    start: Path | None
     output: Path
     run: str
     log_every: int
@@ -141,9 +147,13 @@ def work(given: Mapping[str, Any]) -> None:
     keep_freed_memory()
     torch.manual_seed(job.trainer.seed)
     file = LatentFile(job.latents, cache_mb=job.cache_mb)
-    model = WorldModel(job.model).to(ray.train.torch.get_device())
+    model = WorldModel(job.model)
+    checkpoint = latest_checkpoint(job.output / "checkpoints")
+    if checkpoint is None and job.start is not None:
+        model.load_state_dict(load_world_model(job.start)[0].state_dict())
+    model = model.to(ray.train.torch.get_device())
     trainer = Trainer(model, job.trainer, file, rank=rank, num_processes=num_processes)
-    if (checkpoint := latest_checkpoint(job.output / "checkpoints")) is not None:
+    if checkpoint is not None:
         trainer.optimizer.restore(checkpoint.step, checkpoint.tensors)
     run_to_end(job, trainer, file, given["news"] if rank == 0 else None)
 

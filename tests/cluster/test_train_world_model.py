@@ -15,16 +15,16 @@ from cluster import evaluate_world_model, train_tokenizer, train_world_model
 from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names
 from cluster.train_policy import RayConfig
 from cluster.train_tokenizer import TrainTokenizerRun
-from cluster.train_world_model import TrainWorldModelRun, check_checkpoint
+from cluster.train_world_model import TrainWorldModelRun, check_checkpoint, check_start
 from drive_envs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
 from drive_envs.image_metrics import psnr
 from drive_envs.segments import write_segments
 from drive_learner.local_cluster import local_cluster
 from world_model.autoencoder import AutoencoderConfig
-from world_model.dit import WorldModelConfig
+from world_model.dit import WorldModel, WorldModelConfig
 from world_model.evaluation import EvaluationConfig
 from world_model.latents import LatentsError
-from world_model.model_file import load_world_model
+from world_model.model_file import load_world_model, save_world_model
 from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
 from world_model.pose_net import PoseNetConfig
@@ -172,6 +172,38 @@ def test_a_world_model_is_left_with_figures_and_films(trained, world_model_run):
     assert (trained / "videos" / "step_000008.mp4").stat().st_size > 0
     # Nothing is left to do, and no Ray is started for it.
     assert "loss/flow" not in train_world_model.run(world_model_run, trained)
+
+
+@pytest.mark.slow
+def test_a_world_model_begins_with_the_weights_of_another(
+    trained, world_model_run, cluster, tmp_path
+):
+    start = trained / "world_model"
+    still = replace(
+        world_model_run.trainer, num_steps=1, optimizer=OptimizerConfig(learning_rate=1e-9)
+    )
+    run = replace(world_model_run, start=start, trainer=still, preview_every=0)
+    train_world_model.run(run, tmp_path)
+    before, after = (load_world_model(at)[0] for at in (start, tmp_path / "world_model"))
+    for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0.0, msg=name)
+
+
+def test_a_start_with_another_network_or_tokenizer_is_refused(tmp_path):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
+    one, other = Tokenizer(config), Tokenizer(config)
+    shape = WorldModelConfig(
+        size="femto", width=WIDTH, height=HEIGHT, latent_channels=4, num_history=3
+    )
+    save_world_model(WorldModel(shape), one, tmp_path)
+    run = TrainWorldModelRun(start=tmp_path, model=shape)
+    one = load_tokenizer(tmp_path)
+    check_start(run, one)
+    with pytest.raises(ValueError, match=f"say tokenizer={tmp_path}"):
+        check_start(run, other)
+    with pytest.raises(ValueError, match="is a model of"):
+        check_start(replace(run, model=replace(shape, num_history=4)), one)
 
 
 def test_what_has_learnt_other_latents_is_not_gone_on_with(tmp_path):
