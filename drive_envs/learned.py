@@ -61,8 +61,8 @@ class Connection(Protocol):
         """Ask what a session looks like from poses."""
         ...
 
-    def close(self, session: str) -> None:
-        """Close a session, without waiting for it."""
+    def close(self, session: str) -> object:
+        """Close a session, without waiting for it; what comes back is nobody's concern."""
         ...
 
 
