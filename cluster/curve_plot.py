@@ -21,7 +21,12 @@ class Panel:
 
 
 def draw_curves(panels: Sequence[Panel]) -> bytes:
-    """Draw all panels, four a row; the legend is in the first."""
+    """Draw all panels, four a row; the legend is in the first, and a name's colour the same in all.
+
+    Not every panel has every curve, so that colours cannot go by their order in it.
+    """
+    names = dict.fromkeys(name for panel in panels for name in panel.curves)
+    colours = {name: f"C{number}" for number, name in enumerate(names)}
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(3.2 * columns, 2.6 * rows), layout="constrained")
@@ -31,7 +36,7 @@ def draw_curves(panels: Sequence[Panel]) -> bytes:
     for axis, panel in zip(axes.flat, panels, strict=False):
         for name, curve in panel.curves.items():
             x = np.arange(1, len(curve) + 1) if panel.x is None else panel.x
-            axis.plot(x, curve, label=name, linewidth=1.5)
+            axis.plot(x, curve, color=colours[name], label=name, linewidth=1.5)
         axis.set_title(panel.title, fontsize=10)
         axis.set_xlabel(panel.label, fontsize=8)
         axis.tick_params(labelsize=8)

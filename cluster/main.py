@@ -28,7 +28,7 @@ RAISE = dis.opmap["RAISE_VARARGS"]
 
 # Ray Train asks the dashboard every second whether its run still lives, and says that there is
 # none; a Ray of our own has none by default, and ends with the run. Ray reads this on import.
-UNHEARD = {"RAY_DEDUP_LOGS_SKIP_REGEX": "Failed to query Ray Train Controller actor state"}
+UNHEARD = "Failed to query Ray Train Controller actor state"
 
 USAGE = "usage: drive JOB [run.yaml] [dotted.key=value ...] [output=PATH] [--debug]"
 
@@ -58,8 +58,7 @@ class Command:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     words = list(sys.argv[1:] if argv is None else argv)
-    for name, value in UNHEARD.items():
-        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", UNHEARD)
     is_debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     try:

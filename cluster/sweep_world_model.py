@@ -106,10 +106,7 @@ def check_metric(config: SweepWorldModelRun) -> None:
 def figures_of(
     training: TrainWorldModelRun, report: EvaluateWorldModelRun, output: Path
 ) -> dict[str, Any]:
-    """Train and evaluate one variant, or read what an earlier sweep found.
-
-    Raises ValueError when the folder is of a training with other settings.
-    """
+    """Train and evaluate one variant, or read what an earlier sweep found."""
 
     def make() -> dict[str, Any]:
         trained = train_world_model.run(training, output)
@@ -124,7 +121,6 @@ def figures_of(
             **seen,
         }
 
-    claim(output, training)
     return kept(output / "figures.json", Variant(training=training, report=report), make)
 
 
@@ -175,6 +171,7 @@ def write_page(
         [
             name,
             f"{found['parameters'] / 1e6:.2f} M",
+            f"{found['denoiser_parameters'] / 1e6:.2f} M",
             str(found["drives"]),
             f"{found['seconds'] / 60:.0f} min",
             *(cell(found.get(column)) for column in COLUMNS),
@@ -183,7 +180,10 @@ def write_page(
     ]
     parts: list[Part] = [
         Table(
-            header=("variant", "parameters", "drives", "training since its last start", *COLUMNS),
+            header=(
+                *("variant", "parameters", "without the plan head", "drives"),
+                *("training since its last start", *COLUMNS),
+            ),
             rows=rows,
             heading="Variants",
         ),

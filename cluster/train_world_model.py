@@ -21,7 +21,7 @@ from cluster.tensorboard_pages import WORLD_MODEL, Pages
 from cluster.train_policy import RayConfig
 from cluster.work_queue import Lost, work
 from drive_envs.allocator import keep_freed_memory
-from drive_envs.checkpoint import latest_checkpoint
+from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.segment import SegmentError
 from drive_envs.segments import open_dataset, sample_path
 from drive_learner.local_cluster import local_cluster
@@ -100,10 +100,9 @@ def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
         if not config.latents.exists():
             encode(config, tokenizer)
         check_latents(config, tokenizer)
-        check_checkpoint(output / "checkpoints", tokenizer)
         millions = num_parameters(config.model) / 1e6
         log.info("%s: %.1f million parameters", config.model.size, millions)
-        last = fit(config, output.resolve())
+        last = fit(config, tokenizer, output.resolve())
     model = WorldModel(config.model)
     checkpoint = latest_checkpoint(output / "checkpoints")
     assert checkpoint is not None
@@ -155,7 +154,7 @@ SETTINGS = (
 )  # that TensorBoard compares runs by
 
 
-def fit(config: TrainWorldModelRun, output: Path) -> Figures:
+def fit(config: TrainWorldModelRun, tokenizer: Tokenizer, output: Path) -> Figures:
     """Train in Ray; return the last figures."""
     job = Job(
         model=config.model,
@@ -173,6 +172,7 @@ def fit(config: TrainWorldModelRun, output: Path) -> Figures:
         cache_mb=config.cache_mb,
     )
     checkpoint = latest_checkpoint(output / "checkpoints")
+    check_checkpoint(checkpoint, tokenizer, output)
     done = checkpoint.step if checkpoint else 0
     last: Figures = {}
     if done == config.trainer.num_steps:
@@ -234,13 +234,12 @@ def check_latents(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
             )
 
 
-def check_checkpoint(folder: Path, tokenizer: Tokenizer) -> None:
-    """Raise ValueError when what was begun here learns the latents of another tokenizer."""
-    checkpoint = latest_checkpoint(folder)
+def check_checkpoint(checkpoint: Checkpoint | None, tokenizer: Tokenizer, output: Path) -> None:
+    """Raise ValueError when what was begun in `output` learns the latents of another tokenizer."""
     if checkpoint is not None and checkpoint.state.get("tokenizer") != tokenizer.digest:
         raise ValueError(
-            f"the checkpoint in {folder} has learnt the latents of another tokenizer: choose "
-            "another output, or remove that folder"
+            f"the checkpoint in {output} has learnt the latents of another tokenizer: choose "
+            "another output"
         )
 
 

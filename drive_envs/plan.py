@@ -72,10 +72,7 @@ class Hypotheses(NamedTuple):
 
 def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
     """Return the plan of a car that drives straight on at 1 m/s, in normalised units."""
-    plan = torch.zeros(NUM_POINTS, NUM_VALUES)
-    plan[:, POSITION.start] = TIMES
-    plan[:, VELOCITY.start] = 1
-    return plan / SCALE.to(plan)
+    return plan_of_arc(torch.tensor(1.0), torch.tensor(0.0)) / SCALE
 
 
 def plan_of_arc(speed: Float[Tensor, "*batch"], yaw_rate: Float[Tensor, "*batch"]) -> Plan:

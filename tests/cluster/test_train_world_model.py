@@ -16,7 +16,7 @@ from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names
 from cluster.train_policy import RayConfig
 from cluster.train_tokenizer import TrainTokenizerRun
 from cluster.train_world_model import TrainWorldModelRun, check_checkpoint, check_start
-from drive_envs.checkpoint import Checkpoint, latest_checkpoint, write_checkpoint
+from drive_envs.checkpoint import Checkpoint, latest_checkpoint
 from drive_envs.image_metrics import psnr
 from drive_envs.segments import write_segments
 from drive_learner.local_cluster import local_cluster
@@ -170,6 +170,10 @@ def test_a_world_model_is_left_with_figures_and_films(trained, world_model_run):
     assert {"loss/flow", "loss/plan", "held_out/flow", "speed/windows_per_second"} <= shown
     assert any(name.startswith("loss/flow_at_") for name in shown)
     assert (trained / "videos" / "step_000008.mp4").stat().st_size > 0
+    # What it has learnt is known with its checkpoint.
+    checkpoint = latest_checkpoint(trained / "checkpoints")
+    assert checkpoint is not None
+    assert checkpoint.state["tokenizer"] == tokenizer.digest
     # Nothing is left to do, and no Ray is started for it.
     assert "loss/flow" not in train_world_model.run(world_model_run, trained)
 
@@ -210,12 +214,11 @@ def test_what_has_learnt_other_latents_is_not_gone_on_with(tmp_path):
     torch.manual_seed(0)
     config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
     one, other = Tokenizer(config), Tokenizer(config)
-    check_checkpoint(tmp_path, one)  # nothing there
-    state = {"tokenizer": one.digest}
-    write_checkpoint(tmp_path, Checkpoint(step=1, tensors={}, state=state, run=""))
-    check_checkpoint(tmp_path, one)
+    check_checkpoint(None, one, tmp_path)  # nothing there
+    begun = Checkpoint(step=1, tensors={}, state={"tokenizer": one.digest}, run="")
+    check_checkpoint(begun, one, tmp_path)
     with pytest.raises(ValueError, match="another tokenizer: choose another output"):
-        check_checkpoint(tmp_path, other)
+        check_checkpoint(begun, other, tmp_path)
 
 
 @pytest.mark.slow

@@ -61,12 +61,7 @@ def make_pool(local_ray, random_rollout):
         pool.close()
 
 
-# s for Ray to start the processes: a few, and beside tests in other processes more than 30. No test
-# is of how fast that is.
-PATIENCE = 100.0
-
-
-def collect(pool, num, seconds=PATIENCE):
+def collect(pool, num, seconds=20.0):
     arrived = []
     deadline = time.monotonic() + seconds
     while len(arrived) < num and time.monotonic() < deadline:
@@ -76,7 +71,7 @@ def collect(pool, num, seconds=PATIENCE):
 
 
 def wait_for(pool, num):
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + 30
     while pool.num_actors < num and time.monotonic() < deadline:
         pool.poll(0.1)
     assert pool.num_actors == num
