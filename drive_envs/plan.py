@@ -72,7 +72,8 @@ class Hypotheses(NamedTuple):
 
 def plan_of_unit_speed() -> Float[Tensor, "33 15"]:
     """Return the plan of a car that drives straight on at 1 m/s, in normalised units."""
-    return plan_of_arc(torch.tensor(1.0), torch.tensor(0.0)) / SCALE
+    plan = plan_of_arc(torch.tensor(1.0), torch.tensor(0.0))
+    return plan / SCALE.to(plan)  # which is on the meta device where a network is only outlined
 
 
 def plan_of_arc(speed: Float[Tensor, "*batch"], yaw_rate: Float[Tensor, "*batch"]) -> Plan:
