@@ -22,7 +22,7 @@ from world_model.dit import WorldModel, WorldModelConfig
 from world_model.flow import euler
 from world_model.sampler import Anchors, Sampler, SamplerConfig
 from world_model.tokenizer import Tokenizer
-from world_model.trainer import forward_flops
+from world_model.trainer import expecting_flops, forward_flops
 from world_model.windows import joined, tell, window_mask
 
 SIZE_OF_PRODUCT = 2048
@@ -105,7 +105,8 @@ def flops_of_frame(config: WorldModelBench) -> int:
     """Count the operations of one generated frame, keys and values kept."""
     model, sampler = config.model, config.sampler
     looks = sampler.num_steps * (1 if sampler.guidance == 1 else 2) + 1
-    return looks * forward_flops(model, 1, model.num_anchors + model.num_history + 1)
+    seen = model.num_anchors + model.num_history + 1
+    return looks * forward_flops(model, 1, seen) + expecting_flops(model)
 
 
 def frame_rate(
@@ -157,8 +158,8 @@ def uncached_frame(
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=noise.device)
     pose = anchors.poses[:, 0]
     told = joined(
-        tell(anchors.poses, anchor_places, None, pose, begin),
-        tell(poses, places, None, pose, begin),
+        tell(anchors.latents, anchors.poses, anchor_places, None, pose, begin),
+        tell(torch.cat([context, noise[:, None]], dim=1), poses, places, None, pose, begin),
     )
     mask = window_mask(num_anchors, num_frames, model.config.num_history).to(noise.device)
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from cluster.train_policy import TrainPolicyRun
@@ -17,10 +18,10 @@ from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 from drive_envs.protocol import NUM_CONTEXT
 from world_model.autoencoder import AutoencoderConfig
-from world_model.dit import Size, WorldModel, WorldModelConfig
+from world_model.dit import Size, Told, WorldModel, WorldModelConfig
 from world_model.sampler import Memory
 from world_model.tokenizer import Tokenizer
-from world_model.windows import tell
+from world_model.windows import Before, tell
 
 
 def bytes_of(config: TrainPolicyRun) -> tuple[float, float]:
@@ -75,17 +76,35 @@ def learnt_gflop(config: PolicyConfig, length: int) -> float:
 
 @cache
 def call_gflop(size: Size, width: int, height: int, is_planning: bool) -> float:
-    """Count the products of one call of a world model for one frame, in GFLOP."""
-    config = WorldModelConfig(size=size, width=width, height=height)
-    model = on_meta(WorldModel, config)
-    memory = Memory.empty(config, 1, is_anchored=True, device="meta")
-    pose = torch.zeros(1, 1, 3, dtype=torch.float64, device="meta")
-    told = tell(pose, memory.place[:, None], memory.pose, memory.anchor_pose, memory.anchor_place)
-    latents = torch.zeros(1, 1, *config.latent_shape, device="meta")
+    """Count the products of one call of a world model for one frame, in GFLOP.
+
+    Less those of what it expects, which are of a frame: `expecting_gflop`.
+    """
+    model, memory, latents, told = outlined(size, width, height)
     planning = slice(None) if is_planning else None
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(latents, told, None, memory.blocks, planning)
+        model(latents, told, None, memory.blocks, planning, expected=latents)
     return counter.get_total_flops() / 1e9
+
+
+@cache
+def expecting_gflop(size: Size, width: int, height: int) -> float:
+    """Count the products of reading the frame before from where the car has gone, in GFLOP."""
+    model, _, _, told = outlined(size, width, height)
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        model.expect(told)
+    return counter.get_total_flops() / 1e9
+
+
+def outlined(size: Size, width: int, height: int) -> tuple[WorldModel, Memory, Tensor, Told]:
+    """Return a world model, what one scene remembers, and a frame with what is told; no values."""
+    config = WorldModelConfig(size=size, width=width, height=height)
+    memory = Memory.empty(config, 1, is_anchored=True, device="meta")
+    pose = torch.zeros(1, 1, 3, dtype=torch.float64, device="meta")
+    latents = torch.zeros(1, 1, *config.latent_shape, device="meta")
+    place, before = memory.place[:, None], Before(memory.latent, memory.pose)
+    told = tell(latents, pose, place, before, memory.anchor_pose, memory.anchor_place)
+    return on_meta(WorldModel, config), memory, latents, told
 
 
 @cache
@@ -102,5 +121,5 @@ def frame_gflop(size: Size, config: TrainPolicyRun) -> float:
     """Count the products of generating one frame: Euler steps, the plan, and the images."""
     of_image = config.world.width, config.world.height
     calls = config.service.sampler.num_steps * (1 if config.service.sampler.guidance == 1 else 2)
-    steps = calls * call_gflop(size, *of_image, False)
+    steps = calls * call_gflop(size, *of_image, False) + expecting_gflop(size, *of_image)
     return steps + call_gflop(size, *of_image, True) + decoding_gflop(*of_image)

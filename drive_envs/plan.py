@@ -96,6 +96,56 @@ def plan_of_arc(speed: Float[Tensor, "*batch"], yaw_rate: Float[Tensor, "*batch"
     )
 
 
+def plan_to_pose(
+    speed: Float[Tensor, "*batch"],
+    pose: Float[Tensor, "*batch 3"],
+    time: Float[Tensor, "*batch"],
+    least_time: float,
+) -> Plan:
+    """Return the plan of a car that drives at `speed`, m/s, to be at a planar pose in `time` s.
+
+    A cubic in time, as smooth as it can be (Hermite). It arrives in the direction of the pose, at
+    the speed that makes the way's mean speed right, and goes straight on from there. A pose that is
+    nearer in time than `least_time` s is moved ahead as far, so that nothing is done in haste.
+    """
+    times, time = TIMES.to(speed), time.clamp(min=STEP)
+    x, y, yaw = pose.unbind(-1)
+    # As long as an arc over the chord in its direction: what is off to the side is no way to go.
+    # Beyond half a turn that says nothing any more.
+    chord = (x * (yaw / 2).cos() + y * (yaw / 2).sin()).clamp(min=0)
+    length = chord / torch.sinc(yaw / (2 * torch.pi)).clamp(min=0.3)
+    arrival = (2 * length / time - speed).clamp(min=0)
+    ahead = torch.stack([yaw.cos(), yaw.sin()], dim=-1)
+    rest = (least_time - time).clamp(min=0)
+    end = pose[..., :2] + (arrival * rest)[..., None] * ahead
+    duration = (time + rest)[..., None, None]
+    first = torch.stack([speed, torch.zeros_like(speed)], dim=-1)[..., None, :]
+    last, end = (arrival[..., None] * ahead)[..., None, :], end[..., None, :]
+    u = (times[:, None] / duration).clamp(max=1)
+    is_under_way = u < 1
+    late = (times[:, None] - duration).clamp(min=0)
+    position = (
+        (3 * u**2 - 2 * u**3) * end
+        + ((u - 2 * u**2 + u**3) * first + (u**3 - u**2) * last) * duration
+        + late * last
+    )
+    velocity = (
+        6 * (u - u**2) / duration * end + (1 - 4 * u + 3 * u**2) * first + (3 * u**2 - 2 * u) * last
+    )
+    acceleration = is_under_way * (
+        (6 - 12 * u) / duration**2 * end + ((6 * u - 4) * first + (6 * u - 2) * last) / duration
+    )
+    (vx, vy), (ax, ay) = velocity.unbind(-1), acceleration.unbind(-1)
+    return plan_from_motion(
+        pose=torch.zeros_like(pose),
+        position=position,
+        velocity=velocity,
+        acceleration=acceleration,
+        yaw=torch.atan2(vy, vx),
+        yaw_rate=(vx * ay - vy * ax) / (vx**2 + vy**2).clamp(min=MIN_SPEED**2),
+    )
+
+
 def negative_log_likelihood(
     hypotheses: Hypotheses,
     target: Float[Tensor, "batch 33 15"],

@@ -6,7 +6,9 @@ before, and where, and in how many seconds, the anchors begin as seen from this 
 it is told of a frame changes afterwards, so that a finished frame's keys and values stay right
 while the car drives on (`sampler`). Which frame may see which is the caller's affair.
 
-From a noised frame the network tells the velocity to the image; from any frame, the plan.
+From a noised frame the network tells the velocity to the image; from any frame, the plan. What the
+frame before says of it (`transport`) is a part of its input, and the velocity a departure from that
+to a Gaussian about it.
 """
 
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from torch.nn.functional import silu
 
 from drive_envs.plan import STEP, Hypotheses
 from world_model.flow import Latents, Levels
-from world_model.plan_head import PlanHead
+from world_model.plan_head import PlanHead, plainest_plan
 from world_model.pose_features import (
     ANCHOR_WAVE,
     MOTION_WAVE,
@@ -30,10 +32,13 @@ from world_model.pose_features import (
 )
 from world_model.rotary import angles
 from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated, sight_of
+from world_model.transport import Transport
 
 PATCH = 2
 STRIDE = 8  # pixels of an image to one of its latent
 LONGEST_WAIT = 20.0  # s, longest wave of the time to the anchors
+# Deviation of latents about what the frame before says of them; of all latents it is 1.
+SPREAD = 0.3
 
 Size = Literal["femto", "pico", "micro", "nano", "small", "250m", "500m", "1b"]
 
@@ -59,6 +64,8 @@ class WorldModelConfig:
     size: layers, width and heads, a row of `SIZES`. width, height: pixels of the images, multiples
     of 16. latent_channels: of the tokenizer, both cameras together. num_history: finished frames
     that a frame sees, 9 with itself being 2 s. num_anchors: frames of the future, 5 being 1 s.
+    transport: width of the network that reads the frame before from where the car has gone, 0 for
+    none, as in the paper.
     """
 
     size: Size = "nano"
@@ -69,6 +76,7 @@ class WorldModelConfig:
     num_anchors: int = 5
     num_plan_blocks: int = 2
     num_hypotheses: int = 5
+    transport: int = 256
 
     def __post_init__(self) -> None:
         step = PATCH * STRIDE
@@ -79,6 +87,8 @@ class WorldModelConfig:
         for name in ("latent_channels", "num_history", "num_anchors", "num_hypotheses"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        if self.transport < 0:
+            raise ValueError(f"transport must not be negative, got {self.transport}")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -100,13 +110,14 @@ class Told(NamedTuple):
     """What the network is told of each frame.
 
     tau: noise level. place: in time, in frames; only differences matter. motion: pose relative to
-    the frame before; anchor: of the first anchor as seen from this frame; wait: s until then. What
-    is not known is said so by `has_motion` and `has_anchor`.
+    the frame before, and `before` its latents; anchor: of the first anchor as seen from this frame;
+    wait: s until then. What is not known is said so by `has_motion` and `has_anchor`.
     """
 
     tau: Levels
     place: Int[Tensor, "batch frame"]
     motion: Float[Tensor, "batch frame 6"]
+    before: Latents
     has_motion: Bool[Tensor, "batch frame"]
     anchor: Float[Tensor, "batch frame 6"]
     wait: Float[Tensor, "batch frame"]
@@ -118,9 +129,13 @@ class Told(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What comes out: velocity of all frames, plan from those asked for, keys and values."""
+    """What comes out: velocity of all frames, plan from those asked for, keys and values.
+
+    expected: what the frame before said of each, zero where that is not known.
+    """
 
     velocity: Latents
+    expected: Latents | None
     plan: Hypotheses | None
     memory: list[KeyValue]
 
@@ -164,7 +179,12 @@ class WorldModel(nn.Module):
         self.head_dim = dim // num_heads
         patch_values = config.latent_channels * PATCH**2
         self.conditioning = Conditioning(dim)
-        self.embed = nn.Linear(patch_values, dim)
+        self.transport = None
+        if config.transport:
+            self.transport = Transport(
+                config.latent_channels, config.width, config.height, STRIDE, config.transport
+            )
+        self.embed = nn.Linear((1 + bool(config.transport)) * patch_values, dim)
         self.space = nn.Parameter(0.02 * torch.randn(config.num_tokens, dim))
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
         self.out_modulation = nn.Linear(dim, 2 * dim)
@@ -181,17 +201,23 @@ class WorldModel(nn.Module):
         mask: Bool[Tensor, "frame frame"] | None = None,
         memory: Memory | None = None,
         planning: slice | None = None,
+        expected: Latents | None = None,
     ) -> Seen:
         """Look at frames of latents (batch, frame, channel, height, width), noised as told.
 
         mask[i, j]: whether frame i sees frame j, all see all without. memory: of earlier frames,
-        which all see besides. planning: the frames from which to plan, none without.
+        which all see besides. planning: the frames from which to plan, none without. expected: what
+        `expect` returns, if it is known already.
         """
         rows, columns = self.config.grid
         condition = self.conditioning(told)
         rotation = self.rotation(told.place)
         patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
-        x = self.embed(rearrange(latents, patches, p=PATCH, q=PATCH))
+        shown = latents
+        if self.transport is not None:
+            expected = self.expect(told) if expected is None else expected
+            shown = torch.cat([latents, expected.to(latents.dtype)], dim=2)
+        x = self.embed(rearrange(shown, patches, p=PATCH, q=PATCH))
         x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)
         sight = None if mask is None else sight_of(mask, rows * columns)
         kept = []
@@ -205,20 +231,55 @@ class WorldModel(nn.Module):
             "batch (frame row column) (channel p q) -> batch frame channel (row p) (column q)",
             row=rows, column=columns, p=PATCH, q=PATCH,
         )  # fmt: skip
+        velocity = velocity.float()
+        if expected is not None:
+            velocity = velocity + velocity_about(latents.float(), expected.float(), told)
         plan = None
         if planning is not None:
             frames = "batch (frame space) dim -> batch frame space dim"
             tokens = rearrange(x, frames, space=rows * columns)[:, planning]
             asked = told.pick(planning)
             rates = (asked.motion / STEP * asked.has_motion[..., None]).float()
-            speed, yaw_rate = rates[..., 0], rates[..., 5]
-            plan = self.plan_head(tokens, condition[:, planning], speed, yaw_rate)
-        return Seen(velocity.float(), plan, kept)
+            plainest = plainest_plan(
+                rates[..., 0],
+                rates[..., 5],
+                asked.anchor[..., [0, 1, 5]].float(),
+                asked.wait.float(),
+                asked.has_anchor,
+            )
+            plan = self.plan_head(tokens, condition[:, planning], plainest)
+        return Seen(velocity, expected, plan, kept)
+
+    def expect(self, told: Told) -> Latents | None:
+        """Return what the frame before says of each, zero where that is not known."""
+        if self.transport is None:
+            return None
+        motion = told.motion[..., [0, 1, 5]].float()
+        found = self.transport(told.before.flatten(0, 1), motion.flatten(0, 1))
+        found = found.unflatten(0, told.tau.shape)
+        return torch.where(told.has_motion[..., None, None, None], found, 0.0)
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:
         """Return the rotation of each token."""
         angle = angles(place, *self.config.grid, self.head_dim)
         return Rotation(angle.cos(), angle.sin())
+
+
+def velocity_about(x: Latents, expected: Latents, told: Told) -> Latents:
+    """Return the velocity E[o - eps | x] if o is normal about what is expected.
+
+    x = tau eps + (1 - tau) o and o ~ N(m, s^2), so that with d = x - (1 - tau) m
+
+        E[o - eps | x] = m + ((1 - tau) s^2 - tau) / (tau^2 + (1 - tau)^2 s^2) d.
+
+    s is `SPREAD`, and 1 where nothing is known, m being 0. What a network adds is of order one at
+    all levels (Karras et al., Elucidating the Design Space, 2022, for their diffusion).
+    """
+    tau = told.tau[..., None, None, None]
+    variance = torch.where(told.has_motion, SPREAD**2, 1.0)[..., None, None, None]
+    rest = 1 - tau
+    slope = (rest * variance - tau) / (tau**2 + rest**2 * variance)
+    return expected + slope * (x - rest * expected)
 
 
 def num_parameters(config: WorldModelConfig, *, has_plan_head: bool = True) -> int:

@@ -34,7 +34,8 @@ class ObjectiveConfig:
     level_mean, level_std: of the logit-normal noise level of what is generated.
     history_noise: p, the share of samples whose history is noised, history_mean and history_std of
     its logit-normal levels. motion_dropout: share of targets that are not told their pose, for
-    guidance. plan_weight: alpha, of the plan's loss.
+    guidance. plan_weight: alpha, of the plan's loss; transport_weight: of the squared error of what
+    the frame before says of a target.
     """
 
     layout: Literal["parallel", "paper"] = "parallel"
@@ -46,6 +47,7 @@ class ObjectiveConfig:
     history_std: float = 0.25
     motion_dropout: float = 0.1
     plan_weight: float = 0.2
+    transport_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("history_noise", "motion_dropout"):
@@ -65,14 +67,15 @@ class ObjectiveConfig:
 class Sequence(NamedTuple):
     """What the network looks at, and what it should say of it.
 
-    mask (frame, frame): who sees whom. velocity and level are of the last frames, as many as they
-    have; a level of NaN is a frame without loss. planning: frames whose plan is learnt, `plans`
-    those of the window that they are.
+    mask (frame, frame): who sees whom. target, velocity and level are of the last frames, as many
+    as they have; a level of NaN is a frame without loss. planning: frames whose plan is learnt,
+    `plans` those of the window that they are.
     """
 
     latents: Latents
     told: Told
     mask: Bool[Tensor, "frame frame"]
+    target: Latents
     velocity: Latents
     level: Levels
     planning: slice
@@ -80,11 +83,15 @@ class Sequence(NamedTuple):
 
 
 class Losses(NamedTuple):
-    """Means over the batch, and the squared error of each learnt frame with its level."""
+    """Means over the batch, and the squared error of each learnt frame with its level.
+
+    transport: mean squared error of what is expected, zero for a model that expects nothing.
+    """
 
     total: Tensor
     flow: Tensor
     plan: Tensor
+    transport: Tensor
     error: Float[Tensor, "batch learnt"]
     level: Float[Tensor, "batch learnt"]
 
@@ -109,8 +116,15 @@ def losses(
     )
     has_loss = sequence.level.isfinite()
     flow = torch.where(has_loss, error, 0.0).sum() / has_loss.sum()
-    total = flow + config.plan_weight * plan
-    return Losses(total, flow.detach(), plan.detach(), error.detach(), sequence.level)
+    transport = flow.new_zeros(())
+    if seen.expected is not None:
+        moved = has_loss & sequence.told.has_motion[:, -learnt:]
+        off = (seen.expected[:, -learnt:].float() - sequence.target).square().mean((2, 3, 4))
+        transport = torch.where(moved, off, 0.0).sum() / moved.sum().clamp(min=1)
+    total = flow + config.plan_weight * plan + config.transport_weight * transport
+    return Losses(
+        total, flow.detach(), plan.detach(), transport.detach(), error.detach(), sequence.level
+    )
 
 
 def plan_loss(
@@ -147,11 +161,13 @@ def parallel(
     generator: torch.Generator,
 ) -> Sequence:
     """Lay out anchors, clean frames and their noised copies."""
-    anchors, told = tell_window(window)
     num_anchors = window.anchors.shape[1]
     last = window.frames.shape[1] - 1
     clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
     history = noised_history(clean, config, generator)
+    # A frame is told of the one before as it is shown, noise and all.
+    shown = torch.cat([history, targets[:, -1:]], dim=1)
+    anchors, told = tell_window(window._replace(frames=shown))
     noise = normal(targets.shape, generator)
     level = logit_normal(targets.shape[:2], config.level_mean, config.level_std, generator)
     becoming = told.pick(slice(num_history, None))._replace(tau=level)
@@ -160,6 +176,7 @@ def parallel(
         latents=torch.cat([window.anchors, history, noised(targets, noise, level)], dim=1),
         told=joined(anchors, told.pick(slice(last)), becoming),
         mask=parallel_mask(num_anchors, last, num_history).to(level.device),
+        target=targets,
         velocity=velocity(targets, noise),
         level=level,
         planning=slice(num_anchors + num_history - 1, num_anchors + last),
@@ -190,7 +207,6 @@ def as_in_paper(
     generator: torch.Generator,
 ) -> Sequence:
     """Lay out [anchors, history, target], with or without noise augmentation."""
-    anchors, told = tell_window(window)
     num_anchors = window.anchors.shape[1]
     before = num_anchors + num_history
     latents = torch.cat([window.anchors, window.frames], dim=1)
@@ -205,15 +221,20 @@ def as_in_paper(
     level = torch.where(is_augmented, own, shared)
     noise = normal(latents.shape, generator)
     tau = torch.where(is_augmented & ~is_target, 0.0, level)
+    shown = noised(latents, noise, level)
+    anchors, told = tell_window(
+        window._replace(anchors=shown[:, :num_anchors], frames=shown[:, num_anchors:])
+    )
     target = without_motion(told.pick(slice(-1, None)), config.motion_dropout, generator)
     told = joined(anchors, told.pick(slice(-1)), target)
     # The loss of an augmented sample is on its target alone: elsewhere it wants what cannot be had.
     wanted = velocity(latents, noise)
     ones = torch.ones(num_frames, num_frames, device=own.device)
     return Sequence(
-        latents=noised(latents, noise, level),
+        latents=shown,
         told=told._replace(tau=tau),
         mask=ones.tril().bool(),
+        target=latents,
         velocity=wanted,
         level=torch.where(is_augmented & ~is_target, torch.nan, level),
         planning=slice(before, before + 1),

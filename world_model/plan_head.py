@@ -2,18 +2,28 @@
 
 A frame is asked by one learnt query for what matters, and a stack of residual feed-forward blocks
 turns the answer, and what the network is told of the frame, into several hypotheses of a plan
-(PAPER.md section 3). They are departures from going on as the car went, on an arc at the frame's
-speed and yaw rate. That the plan leads to the anchors is what training has made of it; nothing in
-here knows of them.
+(PAPER.md section 3). They are departures from the plainest way there is: to the first anchor, a
+curve that is as smooth as can be; without anchors, on an arc at the frame's speed and yaw rate.
+Where the road goes in between, and how soon one is back on it, is for the network to tell.
 """
 
 import torch
 from einops import rearrange
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from drive_envs.plan import NUM_POINTS, NUM_VALUES, SCALE, Hypotheses, plan_of_arc
+from drive_envs.plan import (
+    NUM_POINTS,
+    NUM_VALUES,
+    SCALE,
+    Hypotheses,
+    Plan,
+    plan_of_arc,
+    plan_to_pose,
+)
+
+LEAST_TIME = 2.0  # s: an anchor nearer than that is reached later, as people do not swerve
 
 
 class PlanHead(nn.Module):
@@ -39,13 +49,12 @@ class PlanHead(nn.Module):
         self,
         tokens: Float[Tensor, "batch frame space dim"],
         condition: Float[Tensor, "batch frame dim"],
-        speed: Float[Tensor, "batch frame"],
-        yaw_rate: Float[Tensor, "batch frame"],
+        plainest: Plan,
     ) -> Hypotheses:
         """Return the plans of each frame: mean (batch, frame, hypothesis, 33, 15) and so on.
 
         condition: all that is told of a frame, in one vector; it reaches the tokens through gates
-        that are closed at first. speed, yaw_rate: m/s and rad/s, 0 where they are not known.
+        that are closed at first. plainest (batch, frame, 33, 15): what plans depart from, SI.
         """
         batch, frames = tokens.shape[:2]
         split = "batch frame space (part head dim) -> part (batch frame) head space dim"
@@ -62,6 +71,19 @@ class PlanHead(nn.Module):
         out = self.out(self.out_norm(x)).float()
         out = out.unflatten(0, (batch, frames)).unflatten(-1, (self.num_hypotheses, -1))
         mean, log_scale = out[..., 1:].unflatten(-1, (2, NUM_POINTS, NUM_VALUES)).unbind(-3)
-        arc = plan_of_arc(speed, yaw_rate) / SCALE.to(speed)
-        mean = mean + arc[:, :, None]
+        mean = mean + (plainest / SCALE.to(plainest))[:, :, None]
         return Hypotheses(mean=mean, log_scale=log_scale, logit=out[..., 0])
+
+
+def plainest_plan(
+    speed: Float[Tensor, "*batch"],
+    yaw_rate: Float[Tensor, "*batch"],
+    anchor: Float[Tensor, "*batch 3"],
+    wait: Float[Tensor, "*batch"],
+    has_anchor: Bool[Tensor, "*batch"],
+) -> Plan:
+    """Return the plan that takes nothing but what is told: m/s, rad/s, the first anchor, and s."""
+    arc = plan_of_arc(speed, yaw_rate)
+    return torch.where(
+        has_anchor[..., None, None], plan_to_pose(speed, anchor, wait, LEAST_TIME), arc
+    )

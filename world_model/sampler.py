@@ -22,7 +22,7 @@ from drive_envs.precision import Precision, autocast
 from world_model.dit import SIZES, Told, WorldModel, WorldModelConfig
 from world_model.flow import Latents, euler
 from world_model.transformer import KeyValue
-from world_model.windows import Poses, joined, tell, window_mask
+from world_model.windows import Before, Poses, joined, tell, window_mask
 
 Pose = Float[Tensor, "batch 3"]
 Scenes = Int[Tensor, " batch"]
@@ -55,13 +55,14 @@ class Memory:
 
     blocks: of each block, keys and values (scene, head, token, head_dim) of the anchors, of the
     last finished frames, and room for the frame that is being made. oldest: which of the finished
-    frames gives way next. pose, place: of the newest. anchor_pose, anchor_place: of the first
-    anchor, None without anchors.
+    frames gives way next. latent, pose, place: of the newest. anchor_pose, anchor_place: of the
+    first anchor, None without anchors.
     """
 
     config: WorldModelConfig
     blocks: list[KeyValue]
     oldest: Scenes
+    latent: Latent
     pose: Pose
     place: Scenes
     anchor_pose: Pose | None
@@ -91,6 +92,7 @@ class Memory:
             config=config,
             blocks=blocks,
             oldest=place.clone(),
+            latent=torch.zeros(num_scenes, *config.latent_shape, device=device),
             pose=pose,
             place=place,
             anchor_pose=pose.clone() if is_anchored else None,
@@ -104,8 +106,8 @@ class Memory:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the keys and values."""
-        return sum(part.nbytes for block in self.blocks for part in block)
+        """Size of the keys and values, and of the newest frames."""
+        return self.latent.nbytes + sum(part.nbytes for block in self.blocks for part in block)
 
     def pick(self, scenes: Scenes) -> "Memory":
         """Return a copy of what some scenes remember."""
@@ -125,7 +127,7 @@ class Memory:
         for (_, mine), (_, theirs) in zip(self._states(), other._states(), strict=True):
             mine[scenes] = theirs
 
-    def remember(self, scenes: Scenes, new: Sequence[KeyValue], pose: Pose) -> None:
+    def remember(self, scenes: Scenes, new: Sequence[KeyValue], pose: Pose, latent: Latent) -> None:
         """Let a finished frame of each of some scenes take the place of the oldest."""
         num_tokens = self.config.num_tokens
         first = (self.num_anchors + self.oldest[scenes]) * num_tokens
@@ -135,10 +137,11 @@ class Memory:
                 mine.transpose(1, 2)[scenes[:, None], tokens] = part.transpose(1, 2).to(mine.dtype)
         self.oldest[scenes] = (self.oldest[scenes] + 1) % self.config.num_history
         self.pose[scenes], self.place[scenes] = pose, self.place[scenes] + 1
+        self.latent[scenes] = latent.to(self.latent)
 
     def _states(self) -> list[tuple[str, Tensor]]:
         """Return what is kept of each scene beside keys and values, by name."""
-        names = ("oldest", "pose", "place", "anchor_pose", "anchor_place")
+        names = ("oldest", "latent", "pose", "place", "anchor_pose", "anchor_place")
         return [(name, part) for name in names if (part := getattr(self, name)) is not None]
 
 
@@ -185,9 +188,9 @@ class Sampler:
             num_anchors = anchors.latents.shape[1]
             pose, place = anchors.poses[:, 0], num_frames - 1 + anchors.wait
             anchor_places = place[:, None] + torch.arange(num_anchors, device=device)
-            parts = [tell(anchors.poses, anchor_places, None, pose, place)]
+            parts = [tell(anchors.latents, anchors.poses, anchor_places, None, pose, place)]
             latents = torch.cat([anchors.latents, context], dim=1)
-        told = joined(*parts, tell(poses, places, None, pose, place))
+        told = joined(*parts, tell(context, poses, places, None, pose, place))
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
             seen = self.model(latents, told, mask, planning=slice(-1, None))
@@ -205,6 +208,7 @@ class Sampler:
                 mine[:, :, : num_anchors * tokens] = part[:, :, : num_anchors * tokens]
                 mine[:, :, num_anchors * tokens : end] = part[:, :, -self.num_history * tokens :]
         memory.pose, memory.place = poses[:, -1].clone(), places[:, -1].clone()
+        memory.latent = context[:, -1].float().clone()
         memory.anchor_pose, memory.anchor_place = pose, place
         return memory, Generated(context[:, -1], first_frame(seen.plan))
 
@@ -220,10 +224,13 @@ class Sampler:
         told = self._told(seen, pose)
         steps = self.config.num_steps
         with self.autocast(pose.device):
-            latent = euler(lambda x, tau: self._field(seen, told, x, tau), noise[:, None], steps)
+            expected = self.model.expect(told)
+            latent = euler(
+                lambda x, tau: self._field(seen, told, expected, x, tau), noise[:, None], steps
+            )
         if scenes is None:
             scenes = torch.arange(len(pose), device=pose.device)
-        return self._finish(memory, seen, scenes, pose, latent)
+        return self._finish(memory, seen, scenes, pose, latent, expected)
 
     @torch.inference_mode()
     def look(
@@ -236,26 +243,39 @@ class Sampler:
         return self._finish(memory, seen, scenes, pose, latent[:, None])
 
     def _finish(
-        self, memory: Memory, seen: Memory, scenes: Scenes, pose: Pose, latent: Latents
+        self,
+        memory: Memory,
+        seen: Memory,
+        scenes: Scenes,
+        pose: Pose,
+        latent: Latents,
+        expected: Latents | None = None,
     ) -> Generated:
         """Look at a finished frame, remember it, and plan from it."""
         with self.autocast(pose.device):
             told = self._told(seen, pose)
-            made = self.model(latent, told, None, seen.blocks, planning=slice(None))
-        memory.remember(scenes, made.memory, pose)
+            made = self.model(
+                latent, told, None, seen.blocks, planning=slice(None), expected=expected
+            )
+        memory.remember(scenes, made.memory, pose, latent[:, 0])
         return Generated(latent[:, 0], first_frame(made.plan))
 
     def _told(self, memory: Memory, pose: Pose) -> Told:
         place = memory.place[:, None] + 1
-        return tell(pose[:, None], place, memory.pose, memory.anchor_pose, memory.anchor_place)
+        before = Before(memory.latent, memory.pose)
+        last = memory.latent[:, None]  # of what is to be made there is nothing to tell yet
+        return tell(last, pose[:, None], place, before, memory.anchor_pose, memory.anchor_place)
 
-    def _field(self, memory: Memory, told: Told, x: Latents, tau: float) -> Latents:
+    def _field(
+        self, memory: Memory, told: Told, expected: Latents | None, x: Latents, tau: float
+    ) -> Latents:
         told = told._replace(tau=torch.full_like(told.tau, tau))
-        velocity = self.model(x, told, None, memory.blocks).velocity
+        velocity = self.model(x, told, None, memory.blocks, expected=expected).velocity
         if self.config.guidance == 1:
             return velocity
         blind = told._replace(has_motion=torch.zeros_like(told.has_motion))
-        without = self.model(x, blind, None, memory.blocks).velocity
+        nothing = None if expected is None else torch.zeros_like(expected)
+        without = self.model(x, blind, None, memory.blocks, expected=nothing).velocity
         return torch.lerp(without, velocity, self.config.guidance)
 
     def autocast(self, device: torch.device) -> torch.autocast:

@@ -7,7 +7,7 @@ how processes are started (`train`).
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeGuard
 
 import torch
 from torch import nn
@@ -138,7 +138,9 @@ class Trainer:
         frames = window.frames.shape[1]
         if self.config.objective.layout == "parallel":
             frames += self.config.objective.num_targets - 1
-        return 3 * forward_flops(self.model.config, frames + window.anchors.shape[1])
+        frames += window.anchors.shape[1]
+        config = self.model.config
+        return 3 * (forward_flops(config, frames) + frames * expecting_flops(config))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs."""
@@ -165,6 +167,7 @@ def level_figures(area: str, found: Losses) -> dict[str, float]:
         f"{area}/total": found.total.item(),
         f"{area}/flow": found.flow.item(),
         f"{area}/plan": found.plan.item(),
+        f"{area}/transport": found.transport.item(),
     }
     which = torch.bucketize(found.level, found.level.new_tensor(LEVEL_EDGES))
     for index, (low, high) in enumerate(zip((0.0, *LEVEL_EDGES), (*LEVEL_EDGES, 1.0), strict=True)):
@@ -177,11 +180,29 @@ def level_figures(area: str, found: Losses) -> dict[str, float]:
 def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | None = None) -> int:
     """Count the operations of looking at some frames, two for each multiplication and addition.
 
-    num_seen: frames that each token looks at, by default all: what is masked is computed too.
+    Less those of what is expected of them, `expecting_flops`. num_seen: frames that each token
+    looks at, by default all: what is masked is computed too.
     """
     num_layers, dim, _ = SIZES[config.size]
     tokens = num_frames * config.num_tokens
     seen = (num_frames if num_seen is None else num_seen) * config.num_tokens
-    patch = config.latent_channels * PATCH**2
+    patch = config.latent_channels * PATCH**2 * (3 if config.transport else 2)
     of_block = 2 * tokens * 12 * dim**2 + 4 * tokens * seen * dim + 2 * num_frames * 6 * dim**2
-    return num_layers * of_block + 4 * tokens * patch * dim
+    return num_layers * of_block + 2 * tokens * patch * dim
+
+
+def expecting_flops(config: WorldModelConfig) -> int:
+    """Count the operations of reading one frame from where the car has gone since."""
+    if not config.transport:
+        return 0
+    _, rows, columns = config.latent_shape
+    with torch.device("meta"):
+        transport = WorldModel(config).transport
+    assert transport is not None
+    weights = sum(part.weight.numel() for part in transport.modules() if is_linear(part))
+    return 2 * rows * columns * weights
+
+
+def is_linear(part: nn.Module) -> TypeGuard[nn.Linear]:
+    """Say whether this is a linear layer."""
+    return isinstance(part, nn.Linear)

@@ -45,22 +45,30 @@ class Window(NamedTuple):
         return Window(*(part.to(device, non_blocking=True) for part in self))
 
 
+class Before(NamedTuple):
+    """The frame before the first: its latents, and its pose."""
+
+    latent: Float[Tensor, "batch channel height width"]
+    pose: Float[Tensor, "batch 3"]
+
+
 def tell(
+    latents: Latents,
     poses: Poses,
     place: Int[Tensor, "batch frame"],
-    before: Float[Tensor, "batch 3"] | None,
+    before: Before | None,
     anchor_pose: Float[Tensor, "batch 3"] | None,
     anchor_place: Int[Tensor, " batch"] | None,
     tau: float = 0.0,
 ) -> Told:
     """Say of frames in a row what there is to say; `tau` is the level of all of them.
 
-    before: pose of the frame before the first, None when unknown. anchor_pose, anchor_place: of the
-    first anchor, None without anchors.
+    latents: as finished, of all but the last, whose own do not matter. before: None when unknown.
+    anchor_pose, anchor_place: of the first anchor, None without anchors.
     """
     batch, num_frames = place.shape
-    first = poses[:, :1] if before is None else before[:, None]
-    earlier = torch.cat([first, poses[:, :-1]], dim=1)
+    latent, pose = (latents[:, 0], poses[:, 0]) if before is None else before
+    earlier = torch.cat([pose[:, None], poses[:, :-1]], dim=1)
     has_motion = torch.ones_like(place, dtype=torch.bool)
     has_motion[:, 0] = before is not None
     if anchor_pose is None or anchor_place is None:
@@ -72,6 +80,7 @@ def tell(
         tau=torch.full((batch, num_frames), tau, device=poses.device),
         place=place,
         motion=relative_pose(earlier, poses),
+        before=torch.cat([latent[:, None].to(latents), latents[:, :-1]], dim=1),
         has_motion=has_motion,
         anchor=anchor,
         wait=wait,
@@ -87,11 +96,11 @@ def tell_window(window: Window) -> tuple[Told, Told]:
     begin = num_frames - 1 + window.wait
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=begin.device)
     if not num_anchors:
-        frames = tell(window.poses, places, None, None, None)
+        frames = tell(window.frames, window.poses, places, None, None, None)
         return frames.pick(slice(0)), frames
     pose = window.anchor_poses[:, 0]
-    anchors = tell(window.anchor_poses, anchor_places, None, pose, begin)
-    return anchors, tell(window.poses, places, None, pose, begin)
+    anchors = tell(window.anchors, window.anchor_poses, anchor_places, None, pose, begin)
+    return anchors, tell(window.frames, window.poses, places, None, pose, begin)
 
 
 def joined(*parts: Told) -> Told:

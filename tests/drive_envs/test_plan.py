@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from drive_envs.plan import (
+    ACCELERATION,
     EULER,
     EULER_RATE,
     MIN_LOG_SCALE,
@@ -18,6 +19,7 @@ from drive_envs.plan import (
     negative_log_likelihood,
     plan_from_motion,
     plan_of_arc,
+    plan_to_pose,
 )
 
 
@@ -166,3 +168,44 @@ def test_interpolate_hits_the_grid_and_the_middle():
 def test_look_ahead_must_be_positive():
     with pytest.raises(ValueError, match="look_ahead is 0"):
         action_from_plan(arc(10.0, 0.05), look_ahead=0.0)
+
+
+def test_the_way_to_a_pose_leads_there_and_on():
+    speed, time = torch.tensor(10.0).double(), torch.tensor(4.0).double()
+    pose = torch.tensor([40.0, 5.0, 0.3]).double()
+    plan = plan_to_pose(speed, pose, time, 2.0)
+    x, y, yaw = (
+        interpolate(values, 4.0) for values in (plan[:, 0], plan[:, 1], plan[:, EULER][:, 2])
+    )
+    assert (x, y, yaw) == (
+        pytest.approx(40.0, abs=0.1), pytest.approx(5.0, abs=0.05), pytest.approx(0.3, abs=0.01)
+    )  # fmt: skip
+    torch.testing.assert_close(plan[0, VELOCITY], torch.tensor([10.0, 0.0, 0.0]).double())
+    late = TIMES > 4.0
+    torch.testing.assert_close(
+        plan[late][:, VELOCITY], plan[-1, VELOCITY].expand(int(late.sum()), -1)
+    )
+    length = (40 * math.cos(0.15) + 5 * math.sin(0.15)) / (math.sin(0.15) / 0.15)
+    assert plan[-1, VELOCITY].norm() == pytest.approx(2 * length / 4 - 10, rel=1e-6)
+
+
+def test_the_way_to_a_pose_is_one_motion():
+    """Velocity and acceleration are the derivatives of position and velocity."""
+    speed, time = torch.tensor(12.0).double(), torch.tensor(6.0).double()
+    plan = plan_to_pose(speed, torch.tensor([60.0, -9.0, -0.5]).double(), time, 2.0)
+    now = slice(0, 24)  # under way
+    step = TIMES[1:][now] - TIMES[:-1][now]
+    for values, rates in ((POSITION, VELOCITY), (VELOCITY, ACCELERATION), (EULER, EULER_RATE)):
+        rise = (plan[1:, values] - plan[:-1, values])[now] / step[:, None]
+        mean = (plan[1:, rates] + plan[:-1, rates])[now] / 2
+        torch.testing.assert_close(rise, mean, atol=0.03, rtol=0.01)
+
+
+def test_nobody_swerves_for_a_pose_that_is_near():
+    speed = torch.tensor(10.0).double()
+    near = torch.tensor([2.0, 1.0, 0.0]).double()
+    plan = plan_to_pose(speed, near, torch.tensor(0.2).double(), 2.0)
+    assert plan[:, ACCELERATION].abs().max() < 2.0
+    assert interpolate(plan[:, 1], 2.0) == pytest.approx(1.0, abs=0.05)
+    still = plan_to_pose(0 * speed, 0 * near, 0 * speed, 2.0)
+    assert still.abs().max() == 0

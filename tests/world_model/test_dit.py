@@ -1,9 +1,18 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
-from drive_envs.plan import STEP, best_plan, plan_of_arc
-from tests.world_model.conftest import CONFIG, without_anchors
-from world_model.dit import SIZES, WorldModelConfig, num_parameters
+from drive_envs.plan import STEP, best_plan, plan_of_arc, plan_to_pose
+from tests.world_model.conftest import CONFIG, make_window, without_anchors
+from world_model.dit import (
+    SIZES,
+    SPREAD,
+    WorldModel,
+    WorldModelConfig,
+    num_parameters,
+    velocity_about,
+)
 from world_model.windows import joined, tell_window, window_mask
 
 MILLIONS = {"nano": 5.3, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
@@ -43,6 +52,7 @@ def test_everything_told_of_a_frame_matters(model, window):
         "tau": told.tau + 0.3,
         "place": told.place * 2,
         "motion": told.motion + 0.02,
+        "before": told.before + 0.5,
         "anchor": told.anchor + 0.5,
         "wait": told.wait + 0.4,
         "has_motion": ~told.has_motion,
@@ -87,7 +97,7 @@ def test_grid():
 
 def test_plans_depart_from_the_motion_told(model, window):
     """Before it has learnt anything the plan goes on at the speed and yaw rate of the last step."""
-    _, told = tell_window(window)
+    _, told = tell_window(without_anchors(window))
     torch.nn.init.zeros_(model.plan_head.out.weight)
     torch.nn.init.zeros_(model.plan_head.out.bias)
     plan = best_plan(model(window.frames, told, planning=slice(2, 6)).plan)
@@ -96,6 +106,46 @@ def test_plans_depart_from_the_motion_told(model, window):
     torch.testing.assert_close(plan, plan_of_arc(rates[..., 0], rates[..., 5]))
     blind = told._replace(has_motion=torch.zeros_like(told.has_motion))
     assert best_plan(model(window.frames, blind, planning=slice(2, 6)).plan).abs().max() == 0
+
+
+def test_plans_depart_from_the_way_to_the_anchors(model, window):
+    _, told = tell_window(window)
+    torch.nn.init.zeros_(model.plan_head.out.weight)
+    torch.nn.init.zeros_(model.plan_head.out.bias)
+    plan = best_plan(model(window.frames, told, planning=slice(2, 6)).plan)
+    asked = told.pick(slice(2, 6))
+    anchor = asked.anchor[..., [0, 1, 5]].float()
+    speed = asked.motion[..., 0].float() / STEP
+    torch.testing.assert_close(plan, plan_to_pose(speed, anchor, asked.wait.float(), 2.0))
+
+
+def test_a_model_that_expects_nothing_is_that_of_the_paper(window):
+    model = WorldModel(replace(CONFIG, transport=0))
+    _, told = tell_window(window)
+    seen = model(window.frames, told)
+    assert seen.expected is None
+    assert seen.velocity.abs().max() == 0  # of a network that has learnt nothing yet
+    other = model(window.frames, told._replace(before=told.before + 1))
+    torch.testing.assert_close(other.velocity, seen.velocity)
+
+
+def test_velocity_about_what_is_expected_is_that_of_a_gaussian():
+    """Drawn from that very Gaussian, what is left of the velocity does not depend on the noise."""
+    torch.manual_seed(0)
+    num = 20_000
+    _, told = tell_window(make_window(batch=1))
+    for has_motion, spread in ((True, SPREAD), (False, 1.0)):
+        for level in (0.1, 0.5, 0.9):
+            one = told.pick(slice(1, 2))._replace(
+                tau=torch.full((1, 1), level), has_motion=torch.tensor([[has_motion]])
+            )
+            mean = torch.full((1, 1, num, 1, 1), 0.7 * has_motion)
+            image = mean + spread * torch.randn_like(mean)
+            noise = torch.randn_like(mean)
+            x = level * noise + (1 - level) * image
+            rest = image - noise - velocity_about(x, mean, one)
+            assert abs(rest.mean()) < 0.05
+            assert abs((rest * (x - x.mean())).mean()) < 0.03, (has_motion, level)
 
 
 def test_plans_know_what_is_told_of_a_frame_from_the_start(model, window):

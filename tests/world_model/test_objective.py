@@ -44,6 +44,31 @@ def test_parallel_teaches_the_last_frames_from_the_clean_ones(window):
     assert (sequence.planning, sequence.plans) == (slice(4, 8), slice(2, 6))
 
 
+def test_a_frame_is_told_of_the_one_before_as_it_is_shown():
+    window = make_window(batch=8)
+    sequence = arrange(window, replace(PARALLEL, history_noise=1.0), NUM_HISTORY, rng())
+    shown, before = sequence.latents, sequence.told.before
+    clean, copies = slice(3, 8), slice(8, 12)
+    torch.testing.assert_close(before[:, clean], shown[:, 2:7])
+    torch.testing.assert_close(before[:, copies], shown[:, 4:8])
+    torch.testing.assert_close(sequence.target, window.frames[:, 3:])
+    one = make_window(batch=8, num_frames=4)
+    sequence = arrange(one, PAPER, NUM_HISTORY, rng())
+    torch.testing.assert_close(sequence.told.before[:, 3:], sequence.latents[:, 2:5])
+
+
+def test_what_is_expected_is_learnt_where_the_motion_is_known(window):
+    model = WorldModel(CONFIG)
+    config = replace(PARALLEL, motion_dropout=0.0)
+    found = losses(model, window, config, NUM_HISTORY, rng())
+    sequence = arrange(window, config, NUM_HISTORY, rng())
+    expected = model.expect(sequence.told)[:, -4:]
+    error = (expected - window.frames[:, 3:]).square().mean()
+    torch.testing.assert_close(found.transport, error.detach())
+    blind = losses(model, window, replace(PARALLEL, motion_dropout=1.0), NUM_HISTORY, rng())
+    assert blind.transport == 0
+
+
 def test_the_network_is_not_told_that_the_history_is_noised():
     window = make_window(batch=400)
     config = replace(PARALLEL, history_noise=0.3)
@@ -91,7 +116,7 @@ def test_a_window_that_does_not_fit(window):
 def test_overfits_one_window(config):
     torch.manual_seed(0)
     window = make_window(num_frames=config.num_frames(NUM_HISTORY))
-    model = WorldModel(CONFIG)
+    model = WorldModel(replace(CONFIG, transport=0))  # noise does not follow from noise
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     history = []
     for step in range(150):

@@ -30,12 +30,14 @@ def without_memory(window, model, config, *, is_anchored, poses, noise):
         all_poses = torch.cat([known, poses[:, i : i + 1]], dim=1)
         pose = window.anchor_poses[:, 0] if is_anchored else None
         begin = 3 + window.wait
-        told = tell(all_poses, places, None, pose, begin if is_anchored else None)
+        shown = torch.cat([latents, latents[:, -1:]], dim=1)
+        told = tell(shown, all_poses, places, None, pose, begin if is_anchored else None)
         first, num_anchors = latents[:, :0], 0
         if is_anchored:
             num_anchors = 2
             anchor_places = begin[:, None] + torch.arange(2)
-            told = joined(tell(window.anchor_poses, anchor_places, None, pose, begin), told)
+            anchors = tell(window.anchors, window.anchor_poses, anchor_places, None, pose, begin)
+            told = joined(anchors, told)
             first = window.anchors
         mask = window_mask(num_anchors, num + 1, NUM_HISTORY)
         before = torch.cat([first, latents], dim=1)
