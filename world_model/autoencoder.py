@@ -33,7 +33,7 @@ class AutoencoderConfig:
     """
 
     kind: Literal["own"] = "own"
-    latent_channels: int = 16
+    latent_channels: int = 32
     channels: tuple[int, int, int] = (32, 64, 128)
     num_blocks: int = 2
 

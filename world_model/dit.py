@@ -71,7 +71,7 @@ class WorldModelConfig:
     size: Size = "nano"
     width: int = 128
     height: int = 64
-    latent_channels: int = 16
+    latent_channels: int = 32
     num_history: int = 9
     num_anchors: int = 5
     num_plan_blocks: int = 2
