@@ -28,7 +28,7 @@ from drive_envs.segment import SegmentError
 from drive_envs.segments import open_dataset, sample_path
 from world_model.autoencoder import Autoencoder, AutoencoderConfig
 from world_model.optimizer import Optimizer, OptimizerConfig
-from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, to_float
 from world_model.tokenizer_training import (
     FrameSet,
     TokenizerLossConfig,
@@ -39,6 +39,7 @@ from world_model.tokenizer_training import (
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 4  # frames in a picture of what comes out
+NUM_COMPARED = 1000  # frames whose patches' principal components are the beginning
 
 SETTINGS = (
     "seed",
@@ -102,6 +103,9 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
         log.warning("no lpips_weights: trained on L1 alone, lines will be softer")
     train, held_out = load_frames(config, "train"), load_frames(config, "held_out")
     tokenizer = Tokenizer(config.autoencoder).to(device)
+    assert isinstance(tokenizer.coder, Autoencoder)
+    rows = torch.linspace(0, len(train) - 1, min(NUM_COMPARED, len(train))).long()
+    tokenizer.coder.start_linear(to_float(train[rows]).to(device))
     pages = Pages(
         output / "tensorboard",
         config,
