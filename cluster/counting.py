@@ -21,6 +21,7 @@ from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import Size, Told, WorldModel, WorldModelConfig
 from world_model.sampler import Memory
 from world_model.tokenizer import Tokenizer
+from world_model.transport import Expected
 from world_model.windows import Before, tell
 
 
@@ -83,7 +84,8 @@ def call_gflop(size: Size, width: int, height: int, is_planning: bool) -> float:
     model, memory, latents, told = outlined(size, width, height)
     planning = slice(None) if is_planning else None
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
-        model(latents, told, None, memory.blocks, planning, expected=latents)
+        known = Expected(latents, latents)
+        model(latents, told, None, memory.blocks, planning, expected=known)
     return counter.get_total_flops() / 1e9
 
 

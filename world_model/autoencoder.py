@@ -137,8 +137,8 @@ class Autoencoder(nn.Module):
         """Begin with the principal components of some frames' patches, and with nothing else."""
         patches = "batch camera color (row p) (column q) -> (batch row column) (camera color p q)"
         values = rearrange(images, patches, p=PATCH, q=PATCH)
-        mean = values.mean(0)
-        variance, directions = torch.linalg.eigh((values - mean).T.cov())
+        mean = values.unflatten(1, (6, -1)).mean((0, 2)).repeat_interleave(PATCH**2)
+        variance, directions = torch.linalg.eigh((values - mean).T @ (values - mean) / len(values))
         chosen = slice(-self.latent_channels, None)
         variance, directions = variance[chosen].clamp(min=1e-8).flip(0), directions[:, chosen]
         directions = directions.flip(1).T
@@ -147,7 +147,7 @@ class Autoencoder(nn.Module):
         self.linear_in.weight.copy_(whitened.view(shape))
         self.linear_in.bias.copy_(-whitened @ mean)
         self.linear_out.weight.copy_((directions * variance.sqrt()[:, None]).view(shape))
-        self.linear_out.bias.copy_(mean.view(6, -1).mean(1))
+        self.linear_out.bias.copy_(mean[:: PATCH**2])
         last, first = self.decoder[-1], self.encoder[-1]
         assert isinstance(last, nn.Conv2d)
         assert isinstance(first, nn.Conv2d)

@@ -32,13 +32,11 @@ from world_model.pose_features import (
 )
 from world_model.rotary import angles
 from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated, sight_of
-from world_model.transport import Transport
+from world_model.transport import Expected, Transport
 
 PATCH = 2
 STRIDE = 8  # pixels of an image to one of its latent
 LONGEST_WAIT = 20.0  # s, longest wave of the time to the anchors
-# Deviation of latents about what the frame before says of them; of all latents it is 1.
-SPREAD = 0.3
 
 Size = Literal["femto", "pico", "micro", "nano", "small", "250m", "500m", "1b"]
 
@@ -131,11 +129,11 @@ class Told(NamedTuple):
 class Seen(NamedTuple):
     """What comes out: velocity of all frames, plan from those asked for, keys and values.
 
-    expected: what the frame before said of each, zero where that is not known.
+    expected: what the frame before said of each; of a standard normal where that is not known.
     """
 
     velocity: Latents
-    expected: Latents | None
+    expected: Expected | None
     plan: Hypotheses | None
     memory: list[KeyValue]
 
@@ -201,7 +199,7 @@ class WorldModel(nn.Module):
         mask: Bool[Tensor, "frame frame"] | None = None,
         memory: Memory | None = None,
         planning: slice | None = None,
-        expected: Latents | None = None,
+        expected: Expected | None = None,
     ) -> Seen:
         """Look at frames of latents (batch, frame, channel, height, width), noised as told.
 
@@ -216,7 +214,7 @@ class WorldModel(nn.Module):
         shown = latents
         if self.transport is not None:
             expected = self.expect(told) if expected is None else expected
-            shown = torch.cat([latents, expected.to(latents.dtype)], dim=2)
+            shown = torch.cat([latents, expected.mean.to(latents.dtype)], dim=2)
         x = self.embed(rearrange(shown, patches, p=PATCH, q=PATCH))
         x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)
         sight = None if mask is None else sight_of(mask, rows * columns)
@@ -233,7 +231,7 @@ class WorldModel(nn.Module):
         )  # fmt: skip
         velocity = velocity.float()
         if expected is not None:
-            velocity = velocity + velocity_about(latents.float(), expected.float(), told)
+            velocity = velocity + velocity_about(latents.float(), told.tau, expected)
         plan = None
         if planning is not None:
             frames = "batch (frame space) dim -> batch frame space dim"
@@ -250,14 +248,15 @@ class WorldModel(nn.Module):
             plan = self.plan_head(tokens, condition[:, planning], plainest)
         return Seen(velocity, expected, plan, kept)
 
-    def expect(self, told: Told) -> Latents | None:
-        """Return what the frame before says of each, zero where that is not known."""
+    def expect(self, told: Told) -> Expected | None:
+        """Return what the frame before says of each; a standard normal where that is not known."""
         if self.transport is None:
             return None
         motion = told.motion[..., [0, 1, 5]].float()
         found = self.transport(told.before.flatten(0, 1), motion.flatten(0, 1))
-        found = found.unflatten(0, told.tau.shape)
-        return torch.where(told.has_motion[..., None, None, None], found, 0.0)
+        mean, deviation = (part.unflatten(0, told.tau.shape) for part in found)
+        known = told.has_motion[..., None, None, None]
+        return Expected(torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0))
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:
         """Return the rotation of each token."""
@@ -265,21 +264,20 @@ class WorldModel(nn.Module):
         return Rotation(angle.cos(), angle.sin())
 
 
-def velocity_about(x: Latents, expected: Latents, told: Told) -> Latents:
+def velocity_about(x: Latents, tau: Levels, expected: Expected) -> Latents:
     """Return the velocity E[o - eps | x] if o is normal about what is expected.
 
     x = tau eps + (1 - tau) o and o ~ N(m, s^2), so that with d = x - (1 - tau) m
 
         E[o - eps | x] = m + ((1 - tau) s^2 - tau) / (tau^2 + (1 - tau)^2 s^2) d.
 
-    s is `SPREAD`, and 1 where nothing is known, m being 0. What a network adds is of order one at
-    all levels (Karras et al., Elucidating the Design Space, 2022, for their diffusion).
+    What a network adds is then of order one at all levels (Karras et al., Elucidating the Design
+    Space, 2022, for their diffusion). The deviation is learnt from its own loss alone.
     """
-    tau = told.tau[..., None, None, None]
-    variance = torch.where(told.has_motion, SPREAD**2, 1.0)[..., None, None, None]
-    rest = 1 - tau
+    tau = tau[..., None, None, None]
+    rest, variance = 1 - tau, expected.deviation.detach().square()
     slope = (rest * variance - tau) / (tau**2 + rest**2 * variance)
-    return expected + slope * (x - rest * expected)
+    return expected.mean + slope * (x - rest * expected.mean)
 
 
 def num_parameters(config: WorldModelConfig, *, has_plan_head: bool = True) -> int:

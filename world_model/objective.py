@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from world_model.dit import Told
 from world_model.flow import Latents, Levels, logit_normal, noised, velocity
+from world_model.transport import Expected
 from world_model.windows import Window, joined, tell_window, window_mask
 
 
@@ -34,8 +35,8 @@ class ObjectiveConfig:
     level_mean, level_std: of the logit-normal noise level of what is generated.
     history_noise: p, the share of samples whose history is noised, history_mean and history_std of
     its logit-normal levels. motion_dropout: share of targets that are not told their pose, for
-    guidance. plan_weight: alpha, of the plan's loss; transport_weight: of the squared error of what
-    the frame before says of a target.
+    guidance. plan_weight: alpha, of the plan's loss; transport_weight: of that of what the frame
+    before says of a target (`expectation_loss`).
     """
 
     layout: Literal["parallel", "paper"] = "parallel"
@@ -85,7 +86,7 @@ class Sequence(NamedTuple):
 class Losses(NamedTuple):
     """Means over the batch, and the squared error of each learnt frame with its level.
 
-    transport: mean squared error of what is expected, zero for a model that expects nothing.
+    transport: `expectation_loss`, zero for a model that expects nothing.
     """
 
     total: Tensor
@@ -118,13 +119,28 @@ def losses(
     flow = torch.where(has_loss, error, 0.0).sum() / has_loss.sum()
     transport = flow.new_zeros(())
     if seen.expected is not None:
-        moved = has_loss & sequence.told.has_motion[:, -learnt:]
-        off = (seen.expected[:, -learnt:].float() - sequence.target).square().mean((2, 3, 4))
-        transport = torch.where(moved, off, 0.0).sum() / moved.sum().clamp(min=1)
+        is_told = has_loss & sequence.told.has_motion[:, -learnt:]
+        expected = Expected(*(part[:, -learnt:] for part in seen.expected))
+        transport = expectation_loss(expected, sequence.target, is_told)
     total = flow + config.plan_weight * plan + config.transport_weight * transport
     return Losses(
         total, flow.detach(), plan.detach(), transport.detach(), error.detach(), sequence.level
     )
+
+
+def expectation_loss(
+    expected: Expected, target: Latents, is_told: Bool[Tensor, "batch frame"]
+) -> Tensor:
+    """Return the squared error of the mean and, for the deviation, the density of that error.
+
+    The mean is not weighed by the deviation: else what is hard to foretell would never be learnt.
+    Averaged over the frames that are told their motion.
+    """
+    square = (expected.mean - target).square()
+    variance = expected.deviation.square()
+    density = 0.5 * (square.detach() / variance + variance.log())
+    each = (square + density).mean((2, 3, 4))
+    return torch.where(is_told, each, 0.0).sum() / is_told.sum().clamp(min=1)
 
 
 def plan_loss(

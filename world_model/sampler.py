@@ -22,6 +22,7 @@ from drive_envs.precision import Precision, autocast
 from world_model.dit import SIZES, Told, WorldModel, WorldModelConfig
 from world_model.flow import Latents, euler
 from world_model.transformer import KeyValue
+from world_model.transport import Expected
 from world_model.windows import Before, Poses, joined, tell, window_mask
 
 Pose = Float[Tensor, "batch 3"]
@@ -249,7 +250,7 @@ class Sampler:
         scenes: Scenes,
         pose: Pose,
         latent: Latents,
-        expected: Latents | None = None,
+        expected: Expected | None = None,
     ) -> Generated:
         """Look at a finished frame, remember it, and plan from it."""
         with self.autocast(pose.device):
@@ -267,14 +268,16 @@ class Sampler:
         return tell(last, pose[:, None], place, before, memory.anchor_pose, memory.anchor_place)
 
     def _field(
-        self, memory: Memory, told: Told, expected: Latents | None, x: Latents, tau: float
+        self, memory: Memory, told: Told, expected: Expected | None, x: Latents, tau: float
     ) -> Latents:
         told = told._replace(tau=torch.full_like(told.tau, tau))
         velocity = self.model(x, told, None, memory.blocks, expected=expected).velocity
         if self.config.guidance == 1:
             return velocity
         blind = told._replace(has_motion=torch.zeros_like(told.has_motion))
-        nothing = None if expected is None else torch.zeros_like(expected)
+        nothing = expected and Expected(
+            torch.zeros_like(expected.mean), torch.ones_like(expected.deviation)
+        )
         without = self.model(x, blind, None, memory.blocks, expected=nothing).velocity
         return torch.lerp(without, velocity, self.config.guidance)
 

@@ -10,13 +10,15 @@ the horizon and 0 above:
 for a motion of (x, y, yaw). A place of a latent is eight pixels wide, and what lies between two
 places is not their mean: a small network is told the nine latents around the source, and how far
 off their centre it is, for both cameras, and learns to read them. What stands on the road is drawn
-as if painted on it, and what comes into view is a guess; the transformer mends both.
+as if painted on it, and what comes into view is a guess; the transformer mends both. How far off
+each value is to be expected is learnt beside it: the sky stays as it is, the road's grain does not.
 
 Published for images with depth (GEN3C, Ren et al., 2025); the paper's model has none of it and
 learns such motion from examples alone, more of them than two cores see in a day.
 """
 
-from math import pi
+from math import log, pi
+from typing import NamedTuple
 
 import torch
 from einops import rearrange
@@ -29,10 +31,18 @@ from drive_envs.camera import Camera, cameras
 WINDOW = 3  # places of a latent, in each direction, around where something comes from
 PLACE_DIM = 32  # numbers that tell a place of the image from others
 NUM_OFFSETS = 8  # sines and cosines of the distance to the window's centre, of two waves
+FIRST_DEVIATION, LEAST_DEVIATION = 0.4, 0.05  # of latents whose own is one
 
 Latent = Float[Tensor, "frame channel rows columns"]
 Motion = Float[Tensor, "frame 3"]  # x, y, yaw of the car as seen from the frame before
 Cells = Float[Tensor, "frame rows columns"]
+
+
+class Expected(NamedTuple):
+    """Mean and standard deviation of each value of a latent."""
+
+    mean: Float[Tensor, "*frame channel rows columns"]
+    deviation: Float[Tensor, "*frame channel rows columns"]
 
 
 class Transport(nn.Module):
@@ -52,7 +62,7 @@ class Transport(nn.Module):
             nn.SiLU(),
             nn.Linear(hidden, hidden),
             nn.SiLU(),
-            nn.Linear(hidden, channels),
+            nn.Linear(hidden, 2 * channels),
         )
         # To begin with, the mean of what both cameras' places say, read between the places.
         last = self.layers[-1]
@@ -62,9 +72,10 @@ class Transport(nn.Module):
         with torch.no_grad():
             self.mix.weight.copy_(torch.eye(channels).repeat(1, len(self.views)) / len(self.views))
             self.mix.bias.zero_()
+            last.bias[channels:] = log(FIRST_DEVIATION)
 
-    def forward(self, before: Latent, motion: Motion) -> Latent:
-        """Return the latents of the next frames, as far as they can be foretold."""
+    def forward(self, before: Latent, motion: Motion) -> Expected:
+        """Foretell the latents of the next frames, as far as that can be."""
         read, told = [], []
         for view in self.views:
             u, v = source_cells(view, motion.float(), self.stride)
@@ -73,8 +84,13 @@ class Transport(nn.Module):
         between_places = torch.cat(read, dim=-1)
         place = self.place.to(between_places.dtype).expand(len(before), -1, -1, -1)
         told = torch.cat([between_places, place, *told], dim=-1)
-        found = self.mix(between_places) + self.layers(told)
-        return rearrange(found, "frame row column channel -> frame channel row column")
+        found, log_deviation = self.layers(told).float().chunk(2, dim=-1)
+        found = found + self.mix(between_places).float()
+        mean, log_deviation = (
+            rearrange(part, "frame row column channel -> frame channel row column")
+            for part in (found, log_deviation)
+        )
+        return Expected(mean, log_deviation.exp().clamp(min=LEAST_DEVIATION))
 
 
 def source_cells(camera: Camera, motion: Motion, stride: int) -> tuple[Cells, Cells]:

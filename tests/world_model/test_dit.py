@@ -4,15 +4,15 @@ import pytest
 import torch
 
 from drive_envs.plan import STEP, best_plan, plan_of_arc, plan_to_pose
-from tests.world_model.conftest import CONFIG, make_window, without_anchors
+from tests.world_model.conftest import CONFIG, without_anchors
 from world_model.dit import (
     SIZES,
-    SPREAD,
     WorldModel,
     WorldModelConfig,
     num_parameters,
     velocity_about,
 )
+from world_model.transport import Expected
 from world_model.windows import joined, tell_window, window_mask
 
 MILLIONS = {"nano": 5.6, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
@@ -133,19 +133,26 @@ def test_velocity_about_what_is_expected_is_that_of_a_gaussian():
     """Drawn from that very Gaussian, what is left of the velocity does not depend on the noise."""
     torch.manual_seed(0)
     num = 20_000
-    _, told = tell_window(make_window(batch=1))
-    for has_motion, spread in ((True, SPREAD), (False, 1.0)):
+    for deviation in (0.3, 1.0):
         for level in (0.1, 0.5, 0.9):
-            one = told.pick(slice(1, 2))._replace(
-                tau=torch.full((1, 1), level), has_motion=torch.tensor([[has_motion]])
-            )
-            mean = torch.full((1, 1, num, 1, 1), 0.7 * has_motion)
-            image = mean + spread * torch.randn_like(mean)
+            tau = torch.full((1, 1), level)
+            mean = torch.full((1, 1, num, 1, 1), 0.7)
+            image = mean + deviation * torch.randn_like(mean)
             noise = torch.randn_like(mean)
             x = level * noise + (1 - level) * image
-            rest = image - noise - velocity_about(x, mean, one)
+            expected = Expected(mean, torch.full_like(mean, deviation))
+            rest = image - noise - velocity_about(x, tau, expected)
             assert abs(rest.mean()) < 0.05
-            assert abs((rest * (x - x.mean())).mean()) < 0.03, (has_motion, level)
+            assert abs((rest * (x - x.mean())).mean()) < 0.03, (deviation, level)
+
+
+def test_nothing_is_expected_of_a_frame_that_is_not_told_its_motion(model, window):
+    _, told = tell_window(window)
+    mean, deviation = model.expect(told)
+    assert not told.has_motion[:, 0].any()
+    assert (mean[:, 0] == 0).all()
+    assert (deviation[:, 0] == 1).all()
+    assert (mean[:, 1:] != 0).all()
 
 
 def test_plans_know_what_is_told_of_a_frame_from_the_start(model, window):

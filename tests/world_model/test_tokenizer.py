@@ -179,3 +179,19 @@ def test_rows_are_spread_over_a_segment(synthetic_segment):
     assert spread_rows(3, 10, np.random.default_rng(0)) == [0, 1, 2]
     frames = frames_of_segment(synthetic_segment, 4, 128, 64, seed=0)
     assert frames.shape == (4, 2, 3, 64, 128)
+
+
+def test_begins_with_the_principal_components_of_what_it_sees():
+    """Patches that are mixtures of three patterns come out whole through four channels."""
+    torch.manual_seed(0)
+    patterns, shares = torch.randn(3, 6, 8, 8) * 0.1, torch.randn(40, 2, 4, 3)
+    patches = torch.einsum("frck,kdpq->fdrpcq", shares, patterns).reshape(40, 6, 16, 32)
+    frames = (patches + 0.2).unflatten(1, (2, 3))
+    autoencoder = Autoencoder(TINY)
+    autoencoder.start_linear(frames)
+    with torch.no_grad():
+        mean, log_variance = autoencoder.moments(frames)
+        shown = autoencoder.decode(mean)
+    torch.testing.assert_close(shown, frames, atol=2e-3, rtol=0)
+    assert mean[:, :3].std((0, 2, 3)) == pytest.approx([1.0] * 3, abs=0.1)
+    assert (log_variance == log_variance[0, 0, 0, 0]).all()
