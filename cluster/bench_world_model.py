@@ -167,7 +167,9 @@ def uncached_frame(
         levels = told.tau.clone()
         levels[:, -1] = tau
         whole = torch.cat([before, x], dim=1)
-        return model(whole, told._replace(tau=levels), mask).velocity[:, -1:]
+        expecting = slice(num_anchors + num_frames - 1, None)
+        told_now = told._replace(tau=levels)
+        return model(whole, told_now, mask, expecting=expecting).velocity[:, -1:]
 
     with sampler.autocast(noise.device):
         return euler(field, noise[:, None], sampler.config.num_steps)[:, 0]

@@ -37,6 +37,7 @@ from world_model.transport import Expected, Transport
 PATCH = 2
 STRIDE = 8  # pixels of an image to one of its latent
 LONGEST_WAIT = 20.0  # s, longest wave of the time to the anchors
+EVERYTHING, NOTHING = slice(None), slice(0)
 
 Size = Literal["femto", "pico", "micro", "nano", "small", "250m", "500m", "1b"]
 
@@ -129,7 +130,7 @@ class Told(NamedTuple):
 class Seen(NamedTuple):
     """What comes out: velocity of all frames, plan from those asked for, keys and values.
 
-    expected: what the frame before said of each; of a standard normal where that is not known.
+    expected: what the frame before said of each noised frame, see `expect`.
     """
 
     velocity: Latents
@@ -199,13 +200,14 @@ class WorldModel(nn.Module):
         mask: Bool[Tensor, "frame frame"] | None = None,
         memory: Memory | None = None,
         planning: slice | None = None,
+        expecting: slice = EVERYTHING,
         expected: Expected | None = None,
     ) -> Seen:
         """Look at frames of latents (batch, frame, channel, height, width), noised as told.
 
         mask[i, j]: whether frame i sees frame j, all see all without. memory: of earlier frames,
-        which all see besides. planning: the frames from which to plan, none without. expected: what
-        `expect` returns, if it is known already.
+        which all see besides. planning: the frames from which to plan, none without. expecting:
+        those among which there are noised ones. expected: what `expect` returns, if it is known.
         """
         rows, columns = self.config.grid
         condition = self.conditioning(told)
@@ -213,7 +215,7 @@ class WorldModel(nn.Module):
         patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
         shown = latents
         if self.transport is not None:
-            expected = self.expect(told) if expected is None else expected
+            expected = self.expect(told, expecting) if expected is None else expected
             shown = torch.cat([latents, expected.mean.to(latents.dtype)], dim=2)
         x = self.embed(rearrange(shown, patches, p=PATCH, q=PATCH))
         x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)
@@ -248,15 +250,23 @@ class WorldModel(nn.Module):
             plan = self.plan_head(tokens, condition[:, planning], plainest)
         return Seen(velocity, expected, plan, kept)
 
-    def expect(self, told: Told) -> Expected | None:
-        """Return what the frame before says of each; a standard normal where that is not known."""
+    def expect(self, told: Told, frames: slice = EVERYTHING) -> Expected | None:
+        """Return what the frame before says of each noised frame; of others a standard normal.
+
+        frames: those among which there are noised ones. A finished frame speaks for itself.
+        """
         if self.transport is None:
             return None
-        motion = told.motion[..., [0, 1, 5]].float()
-        found = self.transport(told.before.flatten(0, 1), motion.flatten(0, 1))
-        mean, deviation = (part.unflatten(0, told.tau.shape) for part in found)
-        known = told.has_motion[..., None, None, None]
-        return Expected(torch.where(known, mean, 0.0), torch.where(known, deviation, 1.0))
+        some = told.pick(frames)
+        motion = some.motion[..., [0, 1, 5]].float()
+        found = self.transport(some.before.flatten(0, 1), motion.flatten(0, 1))
+        mean, deviation = (part.unflatten(0, some.tau.shape) for part in found)
+        is_told = (some.has_motion & (some.tau > 0))[..., None, None, None]
+        all_means = torch.zeros_like(told.before, dtype=mean.dtype)
+        all_deviations = torch.ones_like(all_means)
+        all_means[:, frames] = torch.where(is_told, mean, 0.0)
+        all_deviations[:, frames] = torch.where(is_told, deviation, 1.0)
+        return Expected(all_means, all_deviations)
 
     def rotation(self, place: Int[Tensor, "batch frame"]) -> Rotation:
         """Return the rotation of each token."""

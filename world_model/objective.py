@@ -109,8 +109,14 @@ def losses(
     network: a `WorldModel`, or what shares one out over processes. generator: on its device.
     """
     sequence = arrange(window, config, num_history, generator)
-    seen = network(sequence.latents, sequence.told, sequence.mask, planning=sequence.planning)
     learnt = sequence.velocity.shape[1]
+    seen = network(
+        sequence.latents,
+        sequence.told,
+        sequence.mask,
+        planning=sequence.planning,
+        expecting=slice(sequence.latents.shape[1] - learnt, None),
+    )
     error = (seen.velocity[:, -learnt:] - sequence.velocity).square().mean((2, 3, 4))
     plan = plan_loss(
         seen.plan, window.plan[:, sequence.plans], window.plan_valid[:, sequence.plans]

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from drive_envs.plan import Hypotheses
 from drive_envs.precision import Precision, autocast
-from world_model.dit import SIZES, Told, WorldModel, WorldModelConfig
+from world_model.dit import EVERYTHING, NOTHING, SIZES, Told, WorldModel, WorldModelConfig
 from world_model.flow import Latents, euler
 from world_model.transformer import KeyValue
 from world_model.transport import Expected
@@ -194,7 +194,7 @@ class Sampler:
         told = joined(*parts, tell(context, poses, places, None, pose, place))
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
-            seen = self.model(latents, told, mask, planning=slice(-1, None))
+            seen = self.model(latents, told, mask, planning=slice(-1, None), expecting=NOTHING)
         memory = Memory.empty(
             self.model.config,
             len(context),
@@ -225,13 +225,13 @@ class Sampler:
         told = self._told(seen, pose)
         steps = self.config.num_steps
         with self.autocast(pose.device):
-            expected = self.model.expect(told)
+            expected = self.model.expect(told._replace(tau=torch.ones_like(told.tau)))
             latent = euler(
                 lambda x, tau: self._field(seen, told, expected, x, tau), noise[:, None], steps
             )
         if scenes is None:
             scenes = torch.arange(len(pose), device=pose.device)
-        return self._finish(memory, seen, scenes, pose, latent, expected)
+        return self._finish(memory, seen, scenes, pose, latent)
 
     @torch.inference_mode()
     def look(
@@ -250,13 +250,12 @@ class Sampler:
         scenes: Scenes,
         pose: Pose,
         latent: Latents,
-        expected: Expected | None = None,
     ) -> Generated:
         """Look at a finished frame, remember it, and plan from it."""
         with self.autocast(pose.device):
             told = self._told(seen, pose)
             made = self.model(
-                latent, told, None, seen.blocks, planning=slice(None), expected=expected
+                latent, told, None, seen.blocks, planning=EVERYTHING, expecting=NOTHING
             )
         memory.remember(scenes, made.memory, pose, latent[:, 0])
         return Generated(latent[:, 0], first_frame(made.plan))

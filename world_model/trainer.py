@@ -135,12 +135,13 @@ class Trainer:
 
     def flops_of_window(self, window: Window) -> int:
         """Count the floating-point operations of one window, forward and backward."""
-        frames = window.frames.shape[1]
-        if self.config.objective.layout == "parallel":
-            frames += self.config.objective.num_targets - 1
-        frames += window.anchors.shape[1]
-        config = self.model.config
-        return 3 * (forward_flops(config, frames) + frames * expecting_flops(config))
+        objective, config = self.config.objective, self.model.config
+        frames = window.anchors.shape[1] + window.frames.shape[1]
+        learnt = frames
+        if objective.layout == "parallel":
+            learnt = objective.num_targets
+            frames += learnt - 1
+        return 3 * (forward_flops(config, frames) + learnt * expecting_flops(config))
 
     def autocast(self) -> torch.autocast:
         """Return the context in which the network runs."""

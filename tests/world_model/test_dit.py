@@ -47,6 +47,7 @@ def test_a_frame_does_not_see_what_the_mask_hides(model, window):
 
 def test_everything_told_of_a_frame_matters(model, window):
     _, told = tell_window(window)
+    told = told._replace(tau=torch.full_like(told.tau, 0.5))  # noised, all of them
     velocity = model(window.frames, told).velocity
     others = {
         "tau": told.tau + 0.3,
@@ -148,11 +149,16 @@ def test_velocity_about_what_is_expected_is_that_of_a_gaussian():
 
 def test_nothing_is_expected_of_a_frame_that_is_not_told_its_motion(model, window):
     _, told = tell_window(window)
+    told.tau[:, :5] = 0.4  # the last two are finished
     mean, deviation = model.expect(told)
     assert not told.has_motion[:, 0].any()
     assert (mean[:, 0] == 0).all()
     assert (deviation[:, 0] == 1).all()
-    assert (mean[:, 1:] != 0).all()
+    assert (mean[:, 1:5] != 0).all()
+    assert (mean[:, 5:] == 0).all()
+    some = model.expect(told, slice(3, 7))
+    torch.testing.assert_close(some.mean[:, 3:], mean[:, 3:])
+    assert (some.mean[:, :3] == 0).all()
 
 
 def test_plans_know_what_is_told_of_a_frame_from_the_start(model, window):
