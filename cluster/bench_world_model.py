@@ -19,7 +19,9 @@ from cluster.progress import progress
 from drive_envs.precision import Precision, dtype_of
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
+from world_model.flat_road import moved_latents
 from world_model.flow import euler
+from world_model.pose_features import relative_pose
 from world_model.sampler import Anchors, Sampler, SamplerConfig
 from world_model.tokenizer import Tokenizer
 from world_model.trainer import expecting_flops, forward_flops
@@ -61,8 +63,8 @@ def bench_world_model(config: WorldModelBench, output: Path) -> dict[str, Any]:
     device = "cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     model = WorldModel(config.model).to(device)
-    sampler = Sampler(model, config.sampler)
     tokenizer = Tokenizer(config.tokenizer).to(device)
+    sampler = Sampler(model, tokenizer, config.sampler)
     ways = {
         (batch, kind): []
         for batch in config.batch_sizes
@@ -157,9 +159,11 @@ def uncached_frame(
     begin = num_frames - 2 + anchors.wait
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=noise.device)
     pose = anchors.poses[:, 0]
+    motion = relative_pose(poses[:, -2], poses[:, -1])[:, [0, 1, 5]].float()
+    moved = moved_latents(sampler.tokenizer, context[:, -1], motion, sampler.config.precision)
     told = joined(
         tell(anchors.latents, anchors.poses, anchor_places, None, pose, begin),
-        tell(torch.cat([context, noise[:, None]], dim=1), poses, places, None, pose, begin),
+        tell(torch.cat([context, moved[:, None]], dim=1), poses, places, None, pose, begin),
     )
     mask = window_mask(num_anchors, num_frames, model.config.num_history).to(noise.device)
 

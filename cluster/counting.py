@@ -19,10 +19,10 @@ from drive_envs.plan import NUM_POINTS, NUM_VALUES
 from drive_envs.protocol import NUM_CONTEXT
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import Size, Told, WorldModel, WorldModelConfig
+from world_model.expectation import Expected
 from world_model.sampler import Memory
 from world_model.tokenizer import Tokenizer
-from world_model.transport import Expected
-from world_model.windows import Before, tell
+from world_model.windows import tell
 
 
 def bytes_of(config: TrainPolicyRun) -> tuple[float, float]:
@@ -79,7 +79,7 @@ def learnt_gflop(config: PolicyConfig, length: int) -> float:
 def call_gflop(size: Size, width: int, height: int, is_planning: bool) -> float:
     """Count the products of one call of a world model for one frame, in GFLOP.
 
-    Less those of what it expects, which are of a frame: `expecting_gflop`.
+    Less those that are of a frame, not of a call: `expecting_gflop`.
     """
     model, memory, latents, told = outlined(size, width, height)
     planning = slice(None) if is_planning else None
@@ -91,9 +91,12 @@ def call_gflop(size: Size, width: int, height: int, is_planning: bool) -> float:
 
 @cache
 def expecting_gflop(size: Size, width: int, height: int) -> float:
-    """Count the products of reading the frame before from where the car has gone, in GFLOP."""
+    """Count the products of encoding what the frame before shows, and what that lets expect."""
     model, _, _, told = outlined(size, width, height)
+    tokenizer = on_meta(Tokenizer, AutoencoderConfig(latent_channels=model.config.latent_channels))
+    images = torch.zeros(1, 2, 3, height, width, dtype=torch.uint8, device="meta")
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        tokenizer.encode(images)
         model.expect(told._replace(tau=torch.ones_like(told.tau)))
     return counter.get_total_flops() / 1e9
 
@@ -104,8 +107,8 @@ def outlined(size: Size, width: int, height: int) -> tuple[WorldModel, Memory, T
     memory = Memory.empty(config, 1, is_anchored=True, device="meta")
     pose = torch.zeros(1, 1, 3, dtype=torch.float64, device="meta")
     latents = torch.zeros(1, 1, *config.latent_shape, device="meta")
-    place, before = memory.place[:, None], Before(memory.latent, memory.pose)
-    told = tell(latents, pose, place, before, memory.anchor_pose, memory.anchor_place)
+    place = memory.place[:, None]
+    told = tell(latents, pose, place, memory.pose, memory.anchor_pose, memory.anchor_place)
     return on_meta(WorldModel, config), memory, latents, told
 
 

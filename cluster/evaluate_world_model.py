@@ -78,7 +78,7 @@ def run(config: EvaluateWorldModelRun, output: Path) -> dict[str, Any]:
     model, tokenizer = load_world_model(config.model_path)
     judge = Judge(
         evaluation=config.evaluation,
-        sampler=Sampler(model, config.sampler),
+        sampler=Sampler(model, tokenizer, config.sampler),
         tokenizer=tokenizer,
         pose_net=load_pose_net(config.model_path, model.config),
         perceptual=load_perceptual(config.lpips_weights),

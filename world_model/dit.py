@@ -6,9 +6,10 @@ before, and where, and in how many seconds, the anchors begin as seen from this 
 it is told of a frame changes afterwards, so that a finished frame's keys and values stay right
 while the car drives on (`sampler`). Which frame may see which is the caller's affair.
 
-From a noised frame the network tells the velocity to the image; from any frame, the plan. What the
-frame before says of it (`transport`) is a part of its input, and the velocity a departure from that
-to a Gaussian about it.
+From a noised frame the network tells the velocity to the image; from any frame, the plan. What
+the frame before shows from where the car has gone (`flat_road`) is a part of its input, and the
+velocity a departure from that to a Gaussian about what this lets expect. The paper's model has to
+learn from examples alone how a picture moves, more of them than two cores see in a day.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from drive_envs.plan import STEP, Hypotheses
+from world_model.expectation import Expectation, Expected
 from world_model.flow import Latents, Levels
 from world_model.plan_head import PlanHead, plainest_plan
 from world_model.pose_features import (
@@ -32,7 +34,6 @@ from world_model.pose_features import (
 )
 from world_model.rotary import angles
 from world_model.transformer import Block, KeyValue, Memory, Rotation, modulated, sight_of
-from world_model.transport import Expected, Transport
 
 PATCH = 2
 STRIDE = 8  # pixels of an image to one of its latent
@@ -63,8 +64,8 @@ class WorldModelConfig:
     size: layers, width and heads, a row of `SIZES`. width, height: pixels of the images, multiples
     of 16. latent_channels: of the tokenizer, both cameras together. num_history: finished frames
     that a frame sees, 9 with itself being 2 s. num_anchors: frames of the future, 5 being 1 s.
-    transport: width of the network that reads the frame before from where the car has gone, 0 for
-    none, as in the paper.
+    flat_road: whether a frame is told what the one before shows from there, see `flat_road`; the
+    paper's is not.
     """
 
     size: Size = "nano"
@@ -75,7 +76,7 @@ class WorldModelConfig:
     num_anchors: int = 5
     num_plan_blocks: int = 2
     num_hypotheses: int = 5
-    transport: int = 256
+    flat_road: bool = True
 
     def __post_init__(self) -> None:
         step = PATCH * STRIDE
@@ -86,8 +87,6 @@ class WorldModelConfig:
         for name in ("latent_channels", "num_history", "num_anchors", "num_hypotheses"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
-        if self.transport < 0:
-            raise ValueError(f"transport must not be negative, got {self.transport}")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -109,14 +108,14 @@ class Told(NamedTuple):
     """What the network is told of each frame.
 
     tau: noise level. place: in time, in frames; only differences matter. motion: pose relative to
-    the frame before, and `before` its latents; anchor: of the first anchor as seen from this frame;
-    wait: s until then. What is not known is said so by `has_motion` and `has_anchor`.
+    the frame before, moved: what that shows from here; anchor: of the first anchor as seen from
+    this frame; wait: s until then. What is not known is said so by `has_motion` and `has_anchor`.
     """
 
     tau: Levels
     place: Int[Tensor, "batch frame"]
     motion: Float[Tensor, "batch frame 6"]
-    before: Latents
+    moved: Latents
     has_motion: Bool[Tensor, "batch frame"]
     anchor: Float[Tensor, "batch frame 6"]
     wait: Float[Tensor, "batch frame"]
@@ -130,7 +129,7 @@ class Told(NamedTuple):
 class Seen(NamedTuple):
     """What comes out: velocity of all frames, plan from those asked for, keys and values.
 
-    expected: what the frame before said of each noised frame, see `expect`.
+    expected: of each noised frame, see `expect`.
     """
 
     velocity: Latents
@@ -178,12 +177,8 @@ class WorldModel(nn.Module):
         self.head_dim = dim // num_heads
         patch_values = config.latent_channels * PATCH**2
         self.conditioning = Conditioning(dim)
-        self.transport = None
-        if config.transport:
-            self.transport = Transport(
-                config.latent_channels, config.width, config.height, STRIDE, config.transport
-            )
-        self.embed = nn.Linear((1 + bool(config.transport)) * patch_values, dim)
+        self.expectation = Expectation(*config.latent_shape) if config.flat_road else None
+        self.embed = nn.Linear((1 + config.flat_road) * patch_values, dim)
         self.space = nn.Parameter(0.02 * torch.randn(config.num_tokens, dim))
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
         self.out_modulation = nn.Linear(dim, 2 * dim)
@@ -214,7 +209,7 @@ class WorldModel(nn.Module):
         rotation = self.rotation(told.place)
         patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
         shown = latents
-        if self.transport is not None:
+        if self.expectation is not None:
             expected = self.expect(told, expecting) if expected is None else expected
             shown = torch.cat([latents, expected.mean.to(latents.dtype)], dim=2)
         x = self.embed(rearrange(shown, patches, p=PATCH, q=PATCH))
@@ -251,18 +246,17 @@ class WorldModel(nn.Module):
         return Seen(velocity, expected, plan, kept)
 
     def expect(self, told: Told, frames: slice = EVERYTHING) -> Expected | None:
-        """Return what the frame before says of each noised frame; of others a standard normal.
+        """Return what to expect of each noised frame, from the one before; else a standard normal.
 
         frames: those among which there are noised ones. A finished frame speaks for itself.
         """
-        if self.transport is None:
+        if self.expectation is None:
             return None
         some = told.pick(frames)
-        motion = some.motion[..., [0, 1, 5]].float()
-        found = self.transport(some.before.flatten(0, 1), motion.flatten(0, 1))
+        found = self.expectation(some.moved.flatten(0, 1))
         mean, deviation = (part.unflatten(0, some.tau.shape) for part in found)
         is_told = (some.has_motion & (some.tau > 0))[..., None, None, None]
-        all_means = torch.zeros_like(told.before, dtype=mean.dtype)
+        all_means = torch.zeros_like(told.moved, dtype=mean.dtype)
         all_deviations = torch.ones_like(all_means)
         all_means[:, frames] = torch.where(is_told, mean, 0.0)
         all_deviations[:, frames] = torch.where(is_told, deviation, 1.0)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Float, Float16, UInt8
 from torch import Tensor
 
 from drive_envs.camera import CAMERAS, cameras
@@ -24,7 +24,9 @@ from drive_envs.scenes import Scene, stretches
 from drive_envs.segment import Segment
 from drive_envs.teachers import LATERAL_RATE, plans_back
 from world_model.excursions import Excursion, ExcursionConfig, draw_excursion
+from world_model.flat_road import moved_latents
 from world_model.latents import PLAN, LatentDrive
+from world_model.pose_features import relative_pose
 from world_model.tokenizer import Tokenizer
 
 BATCH = 32  # frames that are tokenized together
@@ -118,11 +120,17 @@ def as_latents(
     """Tokenize what was seen on a path and beside it, and plan back from everywhere."""
     zero = torch.zeros(len(path), dtype=torch.float64)
     variants = [Excursion(lateral=zero, heading=zero, poses=path.poses), *drives]
+    latents = np.stack([tokenized(tokenizer, pictures, precision) for pictures in images])
+    moved = [
+        moved_along(tokenizer, frames, drive.poses, precision)
+        for frames, drive in zip(latents, variants, strict=True)
+    ]
     plans = [plans_of(path, drive, lateral_rate) for drive in variants]
     return LatentDrive(
         name=name,
         split=split,
-        latents=np.stack([tokenized(tokenizer, pictures, precision) for pictures in images]),
+        latents=latents,
+        moved=np.stack(moved),
         poses=np.stack([drive.poses.numpy() for drive in variants]),
         lateral=np.stack([drive.lateral.float().numpy() for drive in variants]),
         plans=np.stack([plan for plan, _ in plans]),
@@ -181,3 +189,20 @@ def tokenized(tokenizer: Tokenizer, images: Images, precision: Precision) -> np.
     with autocast(precision, device.type):
         parts = [tokenizer.encode(batch.to(device)).half().cpu() for batch in images.split(BATCH)]
     return torch.cat(parts).numpy()
+
+
+def moved_along(
+    tokenizer: Tokenizer,
+    latents: Float16[np.ndarray, "frame channel rows columns"],
+    poses: Float[Tensor, "frame 3"],
+    precision: Precision,
+) -> Float16[np.ndarray, "frame channel rows columns"]:
+    """Return what the frame before each shows from there; zero for the first."""
+    device = tokenizer.mean.device
+    before = torch.from_numpy(latents[:-1]).float().split(BATCH)
+    motion = relative_pose(poses[:-1], poses[1:])[:, [0, 1, 5]].float().split(BATCH)
+    parts = [
+        moved_latents(tokenizer, some.to(device), way.to(device), precision).half().cpu()
+        for some, way in zip(before, motion, strict=True)
+    ]
+    return np.concatenate([np.zeros_like(latents[:1]), *(part.numpy() for part in parts)])

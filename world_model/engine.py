@@ -95,8 +95,7 @@ class Engine:
     ) -> None:
         self.config, self.counters = config, Counters()
         self.device = next(model.parameters()).device
-        self.sampler = Sampler(model, sampler)
-        self.tokenizer = tokenizer.to(self.device)
+        self.sampler = Sampler(model, tokenizer.to(self.device), sampler)
         self.memory = Memory.empty(
             model.config,
             config.capacity,
@@ -132,8 +131,9 @@ class Engine:
                 f"the new weights are of {model.config}, but sessions are open on "
                 f"{self.model_config}: start another service for them"
             )
-        self.sampler = Sampler(model.to(self.device), self.sampler.config)
-        self.tokenizer = tokenizer.to(self.device)
+        self.sampler = Sampler(
+            model.to(self.device), tokenizer.to(self.device), self.sampler.config
+        )
 
     def open(self, request: OpenSession) -> Views:
         """Open a session, or open it anew; return the plan from the last context frame.
@@ -231,7 +231,8 @@ class Engine:
         """Turn frames (scene, frame, 2, 3, H, W) into latents (scene, frame, ...)."""
         flat = torch.from_numpy(images).flatten(0, 1).split(self.config.batch_size)
         with self.sampler.autocast(self.device):
-            latents = [self.tokenizer.encode(part.to(self.device)).float() for part in flat]
+            encode = self.sampler.tokenizer.encode
+            latents = [encode(part.to(self.device)).float() for part in flat]
         return torch.cat(latents).unflatten(0, images.shape[:2])
 
     def _without_work(self, request: StepSession) -> Views | Exception | None:
@@ -315,7 +316,7 @@ class Engine:
         """Make one frame of at most a batch of scenes, or look at what was seen."""
         if seen is not None:
             with self._timed("encode", seconds), self.sampler.autocast(self.device):
-                latents = self.tokenizer.encode(seen).float()
+                latents = self.sampler.tokenizer.encode(seen).float()
             with self._timed("look", seconds):
                 made = self.sampler.look(self.memory, poses, latents, places)
                 return None, best_plan(made.plan).float().cpu().numpy()
@@ -323,8 +324,7 @@ class Engine:
         with self._timed("generate", seconds):
             made = self.sampler.step(self.memory, poses, noise, places)
             plan = best_plan(made.plan).float().cpu().numpy()
-        with self._timed("decode", seconds), self.sampler.autocast(self.device):
-            return self.tokenizer.decode(made.latent).cpu().numpy(), plan
+            return made.images.cpu().numpy(), plan
 
     def _noise(self, seeds: np.ndarray, frame: int) -> Tensor:
         """Draw each scene's noise for a frame, the same wherever and with whom it is made."""

@@ -3,6 +3,7 @@
 A Parquet row is a frame, a row group is a drive: one unbroken stretch of a segment, or of its
 mirror image. Every frame comes in V + 1 variants: 0 as recorded, the others seen from excursions.
 Columns: `drive`, `split`; for each variant k `latent_k` (float16, channel x rows x columns),
+`moved_k` (likewise: what the frame before shows from there, `flat_road`; zero in the first frame),
 `pose_k` (planar, world), `lateral_k` (m off the recorded path), `plan_k` (float32 33 x 15: back
 onto the recorded path) and `valid_k` (33 flags). The metadata names the tokenizer by its digest:
 latents of two tokenizers do not mix.
@@ -23,7 +24,7 @@ from jaxtyping import Bool, Float16, Float32, Float64
 
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PLAN = (NUM_POINTS, NUM_VALUES)
 
 
@@ -38,6 +39,7 @@ class LatentDrive:
     name: str
     split: str
     latents: Float16[np.ndarray, "variant frame channel height width"]
+    moved: Float16[np.ndarray, "variant frame channel height width"]
     poses: Float64[np.ndarray, "variant frame 3"]
     lateral: Float32[np.ndarray, "variant frame"]
     plans: Float32[np.ndarray, "variant frame 33 15"]
@@ -91,6 +93,7 @@ def schema(info: LatentsInfo) -> pa.Schema:
     """Return the columns and what the file says of itself."""
     sizes = {
         "latent": 2 * int(np.prod(info.shape)),
+        "moved": 2 * int(np.prod(info.shape)),
         "pose": 3 * 8,
         "lateral": 4,
         "plan": 4 * NUM_POINTS * NUM_VALUES,
@@ -126,6 +129,7 @@ def table(drive: LatentDrive, info: LatentsInfo) -> pa.Table:
     for variant in range(info.num_variants):
         for name, part in (
             ("latent", drive.latents),
+            ("moved", drive.moved),
             ("pose", drive.poses),
             ("lateral", drive.lateral),
             ("plan", drive.plans),
@@ -222,6 +226,7 @@ class LatentFile:
             name=rows["drive"][0].as_py(),
             split=rows["split"][0].as_py(),
             latents=variants("latent", np.float16, self.info.shape),
+            moved=variants("moved", np.float16, self.info.shape),
             poses=variants("pose", np.float64, (3,)),
             lateral=variants("lateral", np.float32, ()),
             plans=variants("plan", np.float32, PLAN),

@@ -22,8 +22,8 @@ from torch import Tensor, nn
 
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from world_model.dit import Told
+from world_model.expectation import Expected
 from world_model.flow import Latents, Levels, logit_normal, noised, velocity
-from world_model.transport import Expected
 from world_model.windows import Window, joined, tell_window, window_mask
 
 
@@ -35,8 +35,8 @@ class ObjectiveConfig:
     level_mean, level_std: of the logit-normal noise level of what is generated.
     history_noise: p, the share of samples whose history is noised, history_mean and history_std of
     its logit-normal levels. motion_dropout: share of targets that are not told their pose, for
-    guidance. plan_weight: alpha, of the plan's loss; transport_weight: of that of what the frame
-    before says of a target (`expectation_loss`).
+    guidance. plan_weight: alpha, of the plan's loss; expectation_weight: of what is expected of a
+    target (`expectation_loss`).
     """
 
     layout: Literal["parallel", "paper"] = "parallel"
@@ -48,7 +48,7 @@ class ObjectiveConfig:
     history_std: float = 0.25
     motion_dropout: float = 0.1
     plan_weight: float = 0.2
-    transport_weight: float = 1.0
+    expectation_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("history_noise", "motion_dropout"):
@@ -86,13 +86,13 @@ class Sequence(NamedTuple):
 class Losses(NamedTuple):
     """Means over the batch, and the squared error of each learnt frame with its level.
 
-    transport: `expectation_loss`, zero for a model that expects nothing.
+    expectation: `expectation_loss`, zero for a model that expects nothing.
     """
 
     total: Tensor
     flow: Tensor
     plan: Tensor
-    transport: Tensor
+    expectation: Tensor
     error: Float[Tensor, "batch learnt"]
     level: Float[Tensor, "batch learnt"]
 
@@ -123,14 +123,19 @@ def losses(
     )
     has_loss = sequence.level.isfinite()
     flow = torch.where(has_loss, error, 0.0).sum() / has_loss.sum()
-    transport = flow.new_zeros(())
+    expectation = flow.new_zeros(())
     if seen.expected is not None:
         is_told = has_loss & sequence.told.has_motion[:, -learnt:]
         expected = Expected(*(part[:, -learnt:] for part in seen.expected))
-        transport = expectation_loss(expected, sequence.target, is_told)
-    total = flow + config.plan_weight * plan + config.transport_weight * transport
+        expectation = expectation_loss(expected, sequence.target, is_told)
+    total = flow + config.plan_weight * plan + config.expectation_weight * expectation
     return Losses(
-        total, flow.detach(), plan.detach(), transport.detach(), error.detach(), sequence.level
+        total=total,
+        flow=flow.detach(),
+        plan=plan.detach(),
+        expectation=expectation.detach(),
+        error=error.detach(),
+        level=sequence.level,
     )
 
 
@@ -186,10 +191,10 @@ def parallel(
     num_anchors = window.anchors.shape[1]
     last = window.frames.shape[1] - 1
     clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
-    history = noised_history(clean, config, generator)
-    # A frame is told of the one before as it is shown, noise and all.
-    shown = torch.cat([history, targets[:, -1:]], dim=1)
-    anchors, told = tell_window(window._replace(frames=shown))
+    levels = history_levels(clean, config, generator)
+    history = noised(clean, normal(clean.shape, generator), levels)
+    moved = noised_moved(window.moved, levels, generator)
+    anchors, told = tell_window(window._replace(moved=moved))
     noise = normal(targets.shape, generator)
     level = logit_normal(targets.shape[:2], config.level_mean, config.level_std, generator)
     becoming = told.pick(slice(num_history, None))._replace(tau=level)
@@ -243,17 +248,16 @@ def as_in_paper(
     level = torch.where(is_augmented, own, shared)
     noise = normal(latents.shape, generator)
     tau = torch.where(is_augmented & ~is_target, 0.0, level)
-    shown = noised(latents, noise, level)
-    anchors, told = tell_window(
-        window._replace(anchors=shown[:, :num_anchors], frames=shown[:, num_anchors:])
-    )
+    moved = noised_moved(window.moved, level[:, num_anchors:-1], generator)
+    of_anchors = noised_moved(window.anchors_moved, level[:, : max(num_anchors - 1, 0)], generator)
+    anchors, told = tell_window(window._replace(moved=moved, anchors_moved=of_anchors))
     target = without_motion(told.pick(slice(-1, None)), config.motion_dropout, generator)
     told = joined(anchors, told.pick(slice(-1)), target)
     # The loss of an augmented sample is on its target alone: elsewhere it wants what cannot be had.
     wanted = velocity(latents, noise)
     ones = torch.ones(num_frames, num_frames, device=own.device)
     return Sequence(
-        latents=shown,
+        latents=noised(latents, noise, level),
         told=told._replace(tau=tau),
         mask=ones.tril().bool(),
         target=latents,
@@ -264,11 +268,22 @@ def as_in_paper(
     )
 
 
-def noised_history(clean: Latents, config: ObjectiveConfig, generator: torch.Generator) -> Latents:
-    """Noise the frames of a share p of the samples, each frame at its own level."""
+def history_levels(clean: Latents, config: ObjectiveConfig, generator: torch.Generator) -> Levels:
+    """Draw the levels of history: of a share p of the samples, each frame its own, else zero."""
     levels = logit_normal(clean.shape[:2], config.history_mean, config.history_std, generator)
-    levels = levels * chance(config.history_noise, len(clean), generator)[:, None]
-    return noised(clean, normal(clean.shape, generator), levels)
+    return levels * chance(config.history_noise, len(clean), generator)[:, None]
+
+
+def noised_moved(
+    moved: Latents, levels: Float[Tensor, "batch earlier"], generator: torch.Generator
+) -> Latents:
+    """Noise what frames show from the next one's place as much as the frames themselves.
+
+    levels: of all frames but the last. What the first one's predecessor shows is not known.
+    """
+    num_frames = moved.shape[1]
+    levels = torch.cat([moved.new_zeros(len(moved), 1), levels], dim=1)[:, :num_frames]
+    return noised(moved, normal(moved.shape, generator), levels)
 
 
 def without_motion(told: Told, share: float, generator: torch.Generator) -> Told:

@@ -14,20 +14,24 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from drive_envs.plan import Hypotheses
 from drive_envs.precision import Precision, autocast
 from world_model.dit import EVERYTHING, NOTHING, SIZES, Told, WorldModel, WorldModelConfig
+from world_model.expectation import Expected
+from world_model.flat_road import moved_images
 from world_model.flow import Latents, euler
+from world_model.pose_features import relative_pose
+from world_model.tokenizer import Tokenizer
 from world_model.transformer import KeyValue
-from world_model.transport import Expected
-from world_model.windows import Before, Poses, joined, tell, window_mask
+from world_model.windows import Poses, joined, tell, window_mask
 
 Pose = Float[Tensor, "batch 3"]
 Scenes = Int[Tensor, " batch"]
 Latent = Float[Tensor, "batch channel height width"]
+Images = UInt8[Tensor, "batch 2 3 height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,14 +60,14 @@ class Memory:
 
     blocks: of each block, keys and values (scene, head, token, head_dim) of the anchors, of the
     last finished frames, and room for the frame that is being made. oldest: which of the finished
-    frames gives way next. latent, pose, place: of the newest. anchor_pose, anchor_place: of the
-    first anchor, None without anchors.
+    frames gives way next. images (scene, 2, 3, H, W) uint8, pose, place: of the newest.
+    anchor_pose, anchor_place: of the first anchor, None without anchors.
     """
 
     config: WorldModelConfig
     blocks: list[KeyValue]
     oldest: Scenes
-    latent: Latent
+    images: Images
     pose: Pose
     place: Scenes
     anchor_pose: Pose | None
@@ -93,7 +97,9 @@ class Memory:
             config=config,
             blocks=blocks,
             oldest=place.clone(),
-            latent=torch.zeros(num_scenes, *config.latent_shape, device=device),
+            images=torch.zeros(
+                (num_scenes, 2, 3, config.height, config.width), dtype=torch.uint8, device=device
+            ),
             pose=pose,
             place=place,
             anchor_pose=pose.clone() if is_anchored else None,
@@ -108,7 +114,7 @@ class Memory:
     @property
     def num_bytes(self) -> int:
         """Size of the keys and values, and of the newest frames."""
-        return self.latent.nbytes + sum(part.nbytes for block in self.blocks for part in block)
+        return self.images.nbytes + sum(part.nbytes for block in self.blocks for part in block)
 
     def pick(self, scenes: Scenes) -> "Memory":
         """Return a copy of what some scenes remember."""
@@ -128,7 +134,7 @@ class Memory:
         for (_, mine), (_, theirs) in zip(self._states(), other._states(), strict=True):
             mine[scenes] = theirs
 
-    def remember(self, scenes: Scenes, new: Sequence[KeyValue], pose: Pose, latent: Latent) -> None:
+    def remember(self, scenes: Scenes, new: Sequence[KeyValue], pose: Pose, images: Images) -> None:
         """Let a finished frame of each of some scenes take the place of the oldest."""
         num_tokens = self.config.num_tokens
         first = (self.num_anchors + self.oldest[scenes]) * num_tokens
@@ -138,18 +144,19 @@ class Memory:
                 mine.transpose(1, 2)[scenes[:, None], tokens] = part.transpose(1, 2).to(mine.dtype)
         self.oldest[scenes] = (self.oldest[scenes] + 1) % self.config.num_history
         self.pose[scenes], self.place[scenes] = pose, self.place[scenes] + 1
-        self.latent[scenes] = latent.to(self.latent)
+        self.images[scenes] = images
 
     def _states(self) -> list[tuple[str, Tensor]]:
         """Return what is kept of each scene beside keys and values, by name."""
-        names = ("oldest", "latent", "pose", "place", "anchor_pose", "anchor_place")
+        names = ("oldest", "images", "pose", "place", "anchor_pose", "anchor_place")
         return [(name, part) for name in names if (part := getattr(self, name)) is not None]
 
 
 class Generated(NamedTuple):
-    """A finished frame and the plan from it."""
+    """A finished frame, as latent and images, and the plan from it."""
 
     latent: Latent
+    images: Images
     plan: Hypotheses
 
 
@@ -162,10 +169,13 @@ class Anchors(NamedTuple):
 
 
 class Sampler:
-    """Generates with a world model; holds nothing of any scene."""
+    """Generates with a world model; holds nothing of any scene.
 
-    def __init__(self, model: WorldModel, config: SamplerConfig) -> None:
-        self.model, self.config = model.eval(), config
+    tokenizer: on the model's device; shows the model the last frame from where the car has gone.
+    """
+
+    def __init__(self, model: WorldModel, tokenizer: Tokenizer, config: SamplerConfig) -> None:
+        self.model, self.tokenizer, self.config = model.eval(), tokenizer, config
         self.num_history = model.config.num_history
 
     @torch.inference_mode()
@@ -189,12 +199,15 @@ class Sampler:
             num_anchors = anchors.latents.shape[1]
             pose, place = anchors.poses[:, 0], num_frames - 1 + anchors.wait
             anchor_places = place[:, None] + torch.arange(num_anchors, device=device)
-            parts = [tell(anchors.latents, anchors.poses, anchor_places, None, pose, place)]
+            nothing = torch.zeros_like(anchors.latents)
+            parts = [tell(nothing, anchors.poses, anchor_places, None, pose, place)]
             latents = torch.cat([anchors.latents, context], dim=1)
-        told = joined(*parts, tell(context, poses, places, None, pose, place))
+        # Finished frames need not be told what their predecessors show.
+        told = joined(*parts, tell(torch.zeros_like(context), poses, places, None, pose, place))
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
             seen = self.model(latents, told, mask, planning=slice(-1, None), expecting=NOTHING)
+            images = self.tokenizer.decode(context[:, -1])
         memory = Memory.empty(
             self.model.config,
             len(context),
@@ -209,9 +222,9 @@ class Sampler:
                 mine[:, :, : num_anchors * tokens] = part[:, :, : num_anchors * tokens]
                 mine[:, :, num_anchors * tokens : end] = part[:, :, -self.num_history * tokens :]
         memory.pose, memory.place = poses[:, -1].clone(), places[:, -1].clone()
-        memory.latent = context[:, -1].float().clone()
+        memory.images = images
         memory.anchor_pose, memory.anchor_place = pose, place
-        return memory, Generated(context[:, -1], first_frame(seen.plan))
+        return memory, Generated(context[:, -1], images, first_frame(seen.plan))
 
     @torch.inference_mode()
     def step(
@@ -222,9 +235,9 @@ class Sampler:
         scenes: which of those in `memory`, all of them by default.
         """
         seen = memory if scenes is None else memory.pick(scenes)
-        told = self._told(seen, pose)
         steps = self.config.num_steps
         with self.autocast(pose.device):
+            told = self._told(seen, pose, self._moved(seen, pose))
             expected = self.model.expect(told._replace(tau=torch.ones_like(told.tau)))
             latent = euler(
                 lambda x, tau: self._field(seen, told, expected, x, tau), noise[:, None], steps
@@ -253,18 +266,24 @@ class Sampler:
     ) -> Generated:
         """Look at a finished frame, remember it, and plan from it."""
         with self.autocast(pose.device):
-            told = self._told(seen, pose)
+            told = self._told(seen, pose, torch.zeros_like(latent))
+            images = self.tokenizer.decode(latent[:, 0])
             made = self.model(
                 latent, told, None, seen.blocks, planning=EVERYTHING, expecting=NOTHING
             )
-        memory.remember(scenes, made.memory, pose, latent[:, 0])
-        return Generated(latent[:, 0], first_frame(made.plan))
+        memory.remember(scenes, made.memory, pose, images)
+        return Generated(latent[:, 0], images, first_frame(made.plan))
 
-    def _told(self, memory: Memory, pose: Pose) -> Told:
-        place = memory.place[:, None] + 1
-        before = Before(memory.latent, memory.pose)
-        last = memory.latent[:, None]  # of what is to be made there is nothing to tell yet
-        return tell(last, pose[:, None], place, before, memory.anchor_pose, memory.anchor_place)
+    def _told(self, memory: Memory, pose: Pose, moved: Latents) -> Told:
+        place, poses = memory.place[:, None] + 1, pose[:, None]
+        return tell(moved, poses, place, memory.pose, memory.anchor_pose, memory.anchor_place)
+
+    def _moved(self, memory: Memory, pose: Pose) -> Latents:
+        """Return what the newest frames show from the next poses."""
+        if not self.model.config.flat_road:
+            return torch.zeros(len(pose), 1, *self.model.config.latent_shape, device=pose.device)
+        motion = relative_pose(memory.pose, pose)[:, [0, 1, 5]].float()
+        return self.tokenizer.encode(moved_images(memory.images, motion)).float()[:, None]
 
     def _field(
         self, memory: Memory, told: Told, expected: Expected | None, x: Latents, tau: float

@@ -225,12 +225,11 @@ def preview(
     model.load_state_dict(averaged)
     tokenizer = load_tokenizer(job.tokenizer)
     device = ray.train.torch.get_device()
-    sampler = Sampler(model.to(device), job.sampler)
+    sampler = Sampler(model.to(device), tokenizer.to(device), job.sampler)
     drives = [file[group] for group, split in enumerate(file.splits) if split == "held_out"]
     context = job.model.num_history + 1
     starts = spread_starts(drives, NUM_SCENES, context, NUM_FRAMES + job.model.num_anchors)
     rollouts = roll_out(sampler, starts, NUM_FRAMES, seed=0)
-    tokenizer.to(device)
     generated, recorded = (
         decoded(tokenizer, latents) for latents in (rollouts.latents, rollouts.truth)
     )

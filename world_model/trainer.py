@@ -7,7 +7,7 @@ how processes are started (`train`).
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeGuard
+from typing import Literal
 
 import torch
 from torch import nn
@@ -15,6 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drive_envs.precision import Precision, autocast
 from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
+from world_model.expectation import WIDTH
 from world_model.latents import LatentFile
 from world_model.objective import Losses, ObjectiveConfig, losses
 from world_model.optimizer import Optimizer, OptimizerConfig
@@ -168,7 +169,7 @@ def level_figures(area: str, found: Losses) -> dict[str, float]:
         f"{area}/total": found.total.item(),
         f"{area}/flow": found.flow.item(),
         f"{area}/plan": found.plan.item(),
-        f"{area}/transport": found.transport.item(),
+        f"{area}/expectation": found.expectation.item(),
     }
     which = torch.bucketize(found.level, found.level.new_tensor(LEVEL_EDGES))
     for index, (low, high) in enumerate(zip((0.0, *LEVEL_EDGES), (*LEVEL_EDGES, 1.0), strict=True)):
@@ -187,23 +188,12 @@ def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | Non
     num_layers, dim, _ = SIZES[config.size]
     tokens = num_frames * config.num_tokens
     seen = (num_frames if num_seen is None else num_seen) * config.num_tokens
-    patch = config.latent_channels * PATCH**2 * (3 if config.transport else 2)
+    patch = config.latent_channels * PATCH**2 * (3 if config.flat_road else 2)
     of_block = 2 * tokens * 12 * dim**2 + 4 * tokens * seen * dim + 2 * num_frames * 6 * dim**2
     return num_layers * of_block + 2 * tokens * patch * dim
 
 
 def expecting_flops(config: WorldModelConfig) -> int:
-    """Count the operations of reading one frame from where the car has gone since."""
-    if not config.transport:
-        return 0
-    _, rows, columns = config.latent_shape
-    with torch.device("meta"):
-        transport = WorldModel(config).transport
-    assert transport is not None
-    weights = sum(part.weight.numel() for part in transport.modules() if is_linear(part))
-    return 2 * rows * columns * weights
-
-
-def is_linear(part: nn.Module) -> TypeGuard[nn.Linear]:
-    """Say whether this is a linear layer."""
-    return isinstance(part, nn.Linear)
+    """Count the operations of saying what to expect of one frame."""
+    channels, rows, columns = config.latent_shape
+    return 2 * rows * columns * 9 * WIDTH * 3 * channels * config.flat_road

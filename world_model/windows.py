@@ -26,17 +26,20 @@ Poses = Float[Tensor, "batch frame 3"]
 class Window(NamedTuple):
     """A batch of samples: N frames in a row, A anchors.
 
-    frames (batch, N, C, h, w): standardised latents. poses (batch, N, 3): planar, in the world.
+    frames (batch, N, C, h, w): standardised latents. moved: likewise, what the frame before each
+    shows from there, as far as it goes (`flat_road`). poses (batch, N, 3): planar, in the world.
     plan (batch, N, 33, 15) and plan_valid (batch, N, 33): from each frame, SI units.
-    anchors, anchor_poses: likewise, A of them; none where nothing is known of the future. wait
-    (batch,): from the last of the N frames to the first anchor, in frames.
+    anchors, anchors_moved, anchor_poses: likewise, A of them; none where nothing is known of the
+    future. wait (batch,): from the last of the N frames to the first anchor, in frames.
     """
 
     frames: Latents
+    moved: Latents
     poses: Poses
     plan: Float[Tensor, "batch frame 33 15"]
     plan_valid: Bool[Tensor, "batch frame 33"]
     anchors: Latents
+    anchors_moved: Latents
     anchor_poses: Poses
     wait: Int[Tensor, " batch"]
 
@@ -45,30 +48,23 @@ class Window(NamedTuple):
         return Window(*(part.to(device, non_blocking=True) for part in self))
 
 
-class Before(NamedTuple):
-    """The frame before the first: its latents, and its pose."""
-
-    latent: Float[Tensor, "batch channel height width"]
-    pose: Float[Tensor, "batch 3"]
-
-
 def tell(
-    latents: Latents,
+    moved: Latents,
     poses: Poses,
     place: Int[Tensor, "batch frame"],
-    before: Before | None,
+    before: Float[Tensor, "batch 3"] | None,
     anchor_pose: Float[Tensor, "batch 3"] | None,
     anchor_place: Int[Tensor, " batch"] | None,
     tau: float = 0.0,
 ) -> Told:
     """Say of frames in a row what there is to say; `tau` is the level of all of them.
 
-    latents: as finished, of all but the last, whose own do not matter. before: None when unknown.
-    anchor_pose, anchor_place: of the first anchor, None without anchors.
+    moved: what each frame's predecessor shows from there. before: pose of the frame before the
+    first, None when unknown. anchor_pose, anchor_place: of the first anchor, None without anchors.
     """
     batch, num_frames = place.shape
-    latent, pose = (latents[:, 0], poses[:, 0]) if before is None else before
-    earlier = torch.cat([pose[:, None], poses[:, :-1]], dim=1)
+    first = poses[:, :1] if before is None else before[:, None]
+    earlier = torch.cat([first, poses[:, :-1]], dim=1)
     has_motion = torch.ones_like(place, dtype=torch.bool)
     has_motion[:, 0] = before is not None
     if anchor_pose is None or anchor_place is None:
@@ -80,7 +76,7 @@ def tell(
         tau=torch.full((batch, num_frames), tau, device=poses.device),
         place=place,
         motion=relative_pose(earlier, poses),
-        before=torch.cat([latent[:, None].to(latents), latents[:, :-1]], dim=1),
+        moved=moved,
         has_motion=has_motion,
         anchor=anchor,
         wait=wait,
@@ -96,11 +92,11 @@ def tell_window(window: Window) -> tuple[Told, Told]:
     begin = num_frames - 1 + window.wait
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=begin.device)
     if not num_anchors:
-        frames = tell(window.frames, window.poses, places, None, None, None)
+        frames = tell(window.moved, window.poses, places, None, None, None)
         return frames.pick(slice(0)), frames
     pose = window.anchor_poses[:, 0]
-    anchors = tell(window.anchors, window.anchor_poses, anchor_places, None, pose, begin)
-    return anchors, tell(window.frames, window.poses, places, None, pose, begin)
+    anchors = tell(window.anchors_moved, window.anchor_poses, anchor_places, None, pose, begin)
+    return anchors, tell(window.moved, window.poses, places, None, pose, begin)
 
 
 def joined(*parts: Told) -> Told:
@@ -215,10 +211,12 @@ def cut(
     ahead = slice(begin, begin + num_anchors)
     return Window(
         frames=batched(drive.latents[variant, rows].astype(np.float32)),
+        moved=batched(drive.moved[variant, rows].astype(np.float32)),
         poses=batched(drive.poses[variant, rows]),
         plan=batched(drive.plans[variant, rows]),
         plan_valid=batched(drive.valid[variant, rows]),
         anchors=batched(drive.latents[0, ahead].astype(np.float32)),
+        anchors_moved=batched(drive.moved[0, ahead].astype(np.float32)),
         anchor_poses=batched(drive.poses[0, ahead]),
         wait=torch.tensor([wait]),
     )

@@ -52,17 +52,20 @@ def make_window(batch=2, num_frames=7, seed=0):
     poses = drive(num_frames + NUM_ANCHORS + 4)
     return Window(
         frames=random(batch, num_frames, *shape),
+        moved=random(batch, num_frames, *shape),
         poses=poses[:, :num_frames],
         plan=random(batch, num_frames, 33, 15),
         plan_valid=torch.rand((batch, num_frames, 33), generator=generator) < 0.8,
         anchors=random(batch, NUM_ANCHORS, *shape),
+        anchors_moved=random(batch, NUM_ANCHORS, *shape),
         anchor_poses=poses[:, -NUM_ANCHORS:],
         wait=torch.arange(batch) % 4 + 1,
     )
 
 
 def without_anchors(window):
-    return window._replace(anchors=window.anchors[:, :0], anchor_poses=window.anchor_poses[:, :0])
+    names = ("anchors", "anchors_moved", "anchor_poses")
+    return window._replace(**{name: getattr(window, name)[:, :0] for name in names})
 
 
 @pytest.fixture

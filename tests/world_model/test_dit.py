@@ -12,7 +12,7 @@ from world_model.dit import (
     num_parameters,
     velocity_about,
 )
-from world_model.transport import Expected
+from world_model.expectation import Expected
 from world_model.windows import joined, tell_window, window_mask
 
 MILLIONS = {"nano": 5.6, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
@@ -53,7 +53,7 @@ def test_everything_told_of_a_frame_matters(model, window):
         "tau": told.tau + 0.3,
         "place": told.place * 2,
         "motion": told.motion + 0.02,
-        "before": told.before + 0.5,
+        "moved": told.moved + 0.5,
         "anchor": told.anchor + 0.5,
         "wait": told.wait + 0.4,
         "has_motion": ~told.has_motion,
@@ -121,12 +121,12 @@ def test_plans_depart_from_the_way_to_the_anchors(model, window):
 
 
 def test_a_model_that_expects_nothing_is_that_of_the_paper(window):
-    model = WorldModel(replace(CONFIG, transport=0))
+    model = WorldModel(replace(CONFIG, flat_road=False))
     _, told = tell_window(window)
     seen = model(window.frames, told)
     assert seen.expected is None
     assert seen.velocity.abs().max() == 0  # of a network that has learnt nothing yet
-    other = model(window.frames, told._replace(before=told.before + 1))
+    other = model(window.frames, told._replace(moved=told.moved + 1))
     torch.testing.assert_close(other.velocity, seen.velocity)
 
 

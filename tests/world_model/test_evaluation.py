@@ -112,7 +112,8 @@ def test_recovery_is_the_mean_and_the_distance_of_what_is_left(
         return plan.float()
 
     monkeypatch.setattr("world_model.evaluation.plans_from", plans_from)
-    found = recovery(Sampler(model, SamplerConfig()), [scene], config, is_anchored=True)
+    sampler = Sampler(model, tokenizer, SamplerConfig())
+    found = recovery(sampler, [scene], config, is_anchored=True)
     assert asked == [(3, 21), (4, 21)]
     assert list(found) == [
         *("1_s", "2_s", "4_s", "anchor"),

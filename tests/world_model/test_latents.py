@@ -20,6 +20,7 @@ def make_drive(name="a", num_frames=20, split="train", seed=0):
         name=name,
         split=split,
         latents=rng.normal(size=(*shape, 4, 1, 2)).astype(np.float16),
+        moved=rng.normal(size=(*shape, 4, 1, 2)).astype(np.float16),
         poses=rng.normal(size=(*shape, 3)),
         lateral=rng.normal(size=shape).astype(np.float32),
         plans=rng.normal(size=(*shape, 33, 15)).astype(np.float32),
@@ -49,7 +50,7 @@ def test_drives_come_back(path):
     for group, expected in enumerate([make_drive(), make_drive("b", 12, "held_out", 1)]):
         found = file[group]
         assert (found.name, found.split) == (expected.name, expected.split)
-        for part in ("latents", "poses", "lateral", "plans", "valid"):
+        for part in ("latents", "moved", "poses", "lateral", "plans", "valid"):
             np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
 
 

@@ -46,17 +46,26 @@ def test_parallel_teaches_the_last_frames_from_the_clean_ones(window):
     assert (sequence.planning, sequence.plans) == (slice(4, 8), slice(2, 6))
 
 
-def test_a_frame_is_told_of_the_one_before_as_it_is_shown():
-    window = make_window(batch=8)
-    sequence = arrange(window, replace(PARALLEL, history_noise=1.0), NUM_HISTORY, rng())
-    shown, before = sequence.latents, sequence.told.before
-    clean, copies = slice(3, 8), slice(8, 12)
-    torch.testing.assert_close(before[:, clean], shown[:, 2:7])
-    torch.testing.assert_close(before[:, copies], shown[:, 4:8])
-    torch.testing.assert_close(sequence.target, window.frames[:, 3:])
-    one = make_window(batch=8, num_frames=4)
-    sequence = arrange(one, PAPER, NUM_HISTORY, rng())
-    torch.testing.assert_close(sequence.told.before[:, 3:], sequence.latents[:, 2:5])
+def test_what_the_frame_before_shows_is_noised_as_it_is():
+    window = make_window(batch=300)
+    zero = torch.zeros_like(window.moved)
+    still = window._replace(moved=zero, frames=torch.zeros_like(window.frames))
+    config = replace(PARALLEL, history_noise=0.5, history_std=1.5)
+    sequence = arrange(still, config, NUM_HISTORY, rng())
+    moved = sequence.told.moved
+    is_noised = (sequence.latents[:, 2] != 0).flatten(1).any(1)
+    assert is_noised.float().mean() == pytest.approx(0.5, abs=0.1)
+    assert (moved[~is_noised][:, 2:] == 0).all()
+    for frame, before in ((3, 2), (5, 4), (8, 4), (11, 7)):  # two of history, two copies
+        of_frame = sequence.latents[is_noised, before].std((1, 2, 3))
+        of_moved = moved[is_noised, frame].std((1, 2, 3))
+        assert torch.corrcoef(torch.stack([of_frame, of_moved]))[0, 1] > 0.5
+        assert of_moved.mean() == pytest.approx(of_frame.mean().item(), rel=0.1)
+    torch.testing.assert_close(sequence.told.moved[:, 0], window.anchors_moved[:, 0])
+    plain = arrange(window, PARALLEL, NUM_HISTORY, rng())
+    torch.testing.assert_close(plain.told.moved[:, 2:8], window.moved[:, :-1])
+    torch.testing.assert_close(plain.told.moved[:, 8:], window.moved[:, 3:])
+    torch.testing.assert_close(plain.target, window.frames[:, 3:])
 
 
 def test_what_is_expected_is_learnt_where_the_motion_is_known(window):
@@ -67,9 +76,9 @@ def test_what_is_expected_is_learnt_where_the_motion_is_known(window):
     mean, deviation = (part[:, -4:].detach() for part in model.expect(sequence.told))
     density = torch.distributions.Normal(mean, deviation).log_prob(window.frames[:, 3:])
     wanted = (mean - window.frames[:, 3:]).square().mean() - density.mean() - HALF_LOG_2_PI
-    torch.testing.assert_close(found.transport, wanted)
+    torch.testing.assert_close(found.expectation, wanted)
     blind = losses(model, window, replace(PARALLEL, motion_dropout=1.0), NUM_HISTORY, rng())
-    assert blind.transport == 0
+    assert blind.expectation == 0
 
 
 def test_the_network_is_not_told_that_the_history_is_noised():
@@ -119,7 +128,7 @@ def test_a_window_that_does_not_fit(window):
 def test_overfits_one_window(config):
     torch.manual_seed(0)
     window = make_window(num_frames=config.num_frames(NUM_HISTORY))
-    model = WorldModel(replace(CONFIG, transport=0))  # noise does not follow from noise
+    model = WorldModel(replace(CONFIG, flat_road=False))  # noise does not follow from noise
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
     history = []
     for step in range(150):

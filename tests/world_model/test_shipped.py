@@ -23,7 +23,7 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def sampler(loaded):
-    return Sampler(loaded[0], SamplerConfig(num_steps=4))
+    return Sampler(*loaded, SamplerConfig(num_steps=4))
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,12 @@ import torch
 
 from drive_envs.precision import autocast
 from tests.world_model.conftest import CONFIG
+from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import SIZES, WorldModel, WorldModelConfig
 from world_model.latents import LatentDrive, LatentFile, LatentsInfo, write_latents
 from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
+from world_model.tokenizer import Tokenizer
 from world_model.trainer import (
     Trainer,
     TrainerConfig,
@@ -38,6 +40,7 @@ def still_drive(name, split, seed):
         name=name,
         split=split,
         latents=latents.astype(np.float16),
+        moved=np.roll(latents, 1, axis=1).astype(np.float16),
         poses=poses,
         lateral=np.zeros((2, 24), np.float32),
         plans=np.zeros((2, 24, 33, 15), np.float32),
@@ -149,10 +152,12 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
     poses[0, :, 0] = 2.0 * torch.arange(num + 5)
     window = Window(
         frames=torch.randn(1, num, *shape),
+        moved=torch.randn(1, num, *shape),
         poses=poses[:, :num],
         plan=torch.zeros(1, num, 33, 15),
         plan_valid=torch.ones(1, num, 33, dtype=torch.bool),
         anchors=torch.randn(1, 5, *shape),
+        anchors_moved=torch.randn(1, 5, *shape),
         anchor_poses=poses[:, num:],
         wait=torch.tensor([1]),
     )
@@ -166,7 +171,8 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
     for value in model.parameters():
         value.grad = None
     del gradients
-    sampler = Sampler(model, SamplerConfig(num_steps=1))
+    tokenizer = Tokenizer(AutoencoderConfig()).requires_grad_(False)
+    sampler = Sampler(model, tokenizer, SamplerConfig(num_steps=1))
     anchors = Anchors(window.anchors, window.anchor_poses, window.wait + 1)
     memory, _ = sampler.begin(window.frames, window.poses, anchors)
     made = sampler.step(memory, poses[:, num], torch.randn(1, *shape))
