@@ -223,6 +223,7 @@ class Engine:
                     torch.from_numpy(request.anchor_poses[rows]).to(self.device),
                     torch.from_numpy(request.wait[rows]).to(self.device),
                 ),
+                torch.from_numpy(request.context[rows, -1]).to(self.device),
             )
             self.memory.put(places.to(self.device), memory)
             return best_plan(made.plan).float().cpu().numpy()

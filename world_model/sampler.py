@@ -31,7 +31,7 @@ from world_model.windows import Poses, joined, tell, window_mask
 Pose = Float[Tensor, "batch 3"]
 Scenes = Int[Tensor, " batch"]
 Latent = Float[Tensor, "batch channel height width"]
-Images = UInt8[Tensor, "batch 2 3 height width"]
+Images = UInt8[Tensor, "batch 2 3 y x"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,11 +180,16 @@ class Sampler:
 
     @torch.inference_mode()
     def begin(
-        self, context: Latents, poses: Poses, anchors: Anchors | None
+        self,
+        context: Latents,
+        poses: Poses,
+        anchors: Anchors | None,
+        images: Images | None = None,
     ) -> tuple[Memory, Generated]:
         """Look at recorded frames; return what is remembered of them, and the plan from the last.
 
-        Raises ValueError when there are fewer context frames than a frame sees, and itself.
+        images: of the last frame, if they are at hand: else they are decoded. Raises ValueError
+        when there are fewer context frames than a frame sees, and itself.
         """
         num_frames = context.shape[1]
         if num_frames <= self.num_history:
@@ -207,7 +212,8 @@ class Sampler:
         mask = window_mask(num_anchors, num_frames, self.num_history).to(device)
         with self.autocast(device):
             seen = self.model(latents, told, mask, planning=slice(-1, None), expecting=NOTHING)
-            images = self.tokenizer.decode(context[:, -1])
+            if images is None:
+                images = self.tokenizer.decode(context[:, -1])
         memory = Memory.empty(
             self.model.config,
             len(context),
