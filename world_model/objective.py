@@ -26,6 +26,8 @@ from world_model.expectation import Expected
 from world_model.flow import Latents, Levels, logit_normal, noised, velocity
 from world_model.windows import Window, joined, tell_window, window_mask
 
+DRIFT_SIZES = (1, 2, 4, 8)  # places of a latent
+
 
 @dataclass(frozen=True, kw_only=True)
 class ObjectiveConfig:
@@ -191,9 +193,9 @@ def parallel(
     num_anchors = window.anchors.shape[1]
     last = window.frames.shape[1] - 1
     clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
-    levels = history_levels(clean, config, generator)
-    history = noised(clean, normal(clean.shape, generator), levels)
-    moved = noised_moved(window.moved, levels, generator)
+    levels, wrong = history_levels(clean, config, generator), drift(clean.shape, generator)
+    history = noised(clean, wrong, levels)
+    moved = torch.cat([window.moved[:, :1], noised(window.moved[:, 1:], wrong, levels)], dim=1)
     anchors, told = tell_window(window._replace(moved=moved))
     noise = normal(targets.shape, generator)
     level = logit_normal(targets.shape[:2], config.level_mean, config.level_std, generator)
@@ -247,9 +249,13 @@ def as_in_paper(
     is_augmented = chance(config.history_noise, batch, generator)[:, None]
     level = torch.where(is_augmented, own, shared)
     noise = normal(latents.shape, generator)
+    is_wrong = (is_augmented & ~is_target)[..., None, None, None]
+    noise = torch.where(is_wrong, drift(latents.shape, generator), noise)
     tau = torch.where(is_augmented & ~is_target, 0.0, level)
-    moved = noised_moved(window.moved, level[:, num_anchors:-1], generator)
-    of_anchors = noised_moved(window.anchors_moved, level[:, : max(num_anchors - 1, 0)], generator)
+    # What a frame's predecessor shows is noised as the predecessor is.
+    shows = torch.cat([window.anchors_moved, window.moved], dim=1)
+    shows = torch.cat([shows[:, :1], noised(shows[:, 1:], noise[:, :-1], level[:, :-1])], dim=1)
+    moved, of_anchors = shows[:, num_anchors:], shows[:, :num_anchors]
     anchors, told = tell_window(window._replace(moved=moved, anchors_moved=of_anchors))
     target = without_motion(told.pick(slice(-1, None)), config.motion_dropout, generator)
     told = joined(anchors, told.pick(slice(-1)), target)
@@ -274,16 +280,22 @@ def history_levels(clean: Latents, config: ObjectiveConfig, generator: torch.Gen
     return levels * chance(config.history_noise, len(clean), generator)[:, None]
 
 
-def noised_moved(
-    moved: Latents, levels: Float[Tensor, "batch earlier"], generator: torch.Generator
-) -> Latents:
-    """Noise what frames show from the next one's place as much as the frames themselves.
+def drift(shape: tuple[int, ...], generator: torch.Generator) -> Latents:
+    """Draw noise, of variance one, as a rollout goes wrong: in patches of all sizes, and for long.
 
-    levels: of all frames but the last. What the first one's predecessor shows is not known.
+    A fourth of it is of the size of a place, a fourth each of two, four and eight; half of each
+    stays the same over the frames. White noise has no part in what the whole image, or several
+    frames, have in common, so that a model which has only seen such lets colours run away.
     """
-    num_frames = moved.shape[1]
-    levels = torch.cat([moved.new_zeros(len(moved), 1), levels], dim=1)[:, :num_frames]
-    return noised(moved, normal(moved.shape, generator), levels)
+    batch, num_frames, channels, rows, columns = shape
+    total = torch.zeros(shape, device=generator.device)
+    for size in DRIFT_SIZES:
+        coarse = channels, -(-rows // size), -(-columns // size)
+        own = normal((batch, num_frames, *coarse), generator)
+        lasting = normal((batch, 1, *coarse), generator)
+        both = (own + lasting).repeat_interleave(size, -2).repeat_interleave(size, -1)
+        total += both[..., :rows, :columns]
+    return total / (2 * len(DRIFT_SIZES)) ** 0.5
 
 
 def without_motion(told: Told, share: float, generator: torch.Generator) -> Told:
