@@ -144,17 +144,22 @@ class Autoencoder(nn.Module):
         directions = directions.flip(1).T
         shape = self.latent_channels, 6, PATCH, PATCH
         whitened = directions / variance.sqrt()[:, None]
-        self.linear_in.weight.copy_(whitened.view(shape))
-        self.linear_in.bias.copy_(-whitened @ mean)
-        self.linear_out.weight.copy_((directions * variance.sqrt()[:, None]).view(shape))
-        self.linear_out.bias.copy_(mean[:: PATCH**2])
-        last, first = self.decoder[-1], self.encoder[-1]
-        assert isinstance(last, nn.Conv2d)
-        assert isinstance(first, nn.Conv2d)
-        for layer in (first, last):
-            nn.init.zeros_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        first.bias[self.latent_channels :] = FIRST_LOG_VARIANCE
+        set_layer(self.linear_in, whitened.view(shape), -whitened @ mean)
+        unwhitened = directions * variance.sqrt()[:, None]
+        set_layer(self.linear_out, unwhitened.view(shape), mean[:: PATCH**2])
+        no_variance = torch.zeros(2 * self.latent_channels)
+        no_variance[self.latent_channels :] = FIRST_LOG_VARIANCE
+        zero = torch.zeros(())
+        set_layer(self.encoder[-1], zero, no_variance)
+        set_layer(self.decoder[-1], zero, zero)
+
+
+def set_layer(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    """Give a convolution its weights."""
+    assert isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)
+    assert layer.bias is not None
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
 
 
 def doubled(channels: int, fewer: int) -> list[nn.Module]:

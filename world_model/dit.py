@@ -208,9 +208,9 @@ class WorldModel(nn.Module):
         condition = self.conditioning(told)
         rotation = self.rotation(told.place)
         patches = "batch frame channel (row p) (column q) -> batch (frame row column) (channel p q)"
+        expected = self.expect(told, expecting) if expected is None else expected
         shown = latents
-        if self.expectation is not None:
-            expected = self.expect(told, expecting) if expected is None else expected
+        if expected is not None:
             shown = torch.cat([latents, expected.mean.to(latents.dtype)], dim=2)
         x = self.embed(rearrange(shown, patches, p=PATCH, q=PATCH))
         x = x + self.space.to(x.dtype).repeat(latents.shape[1], 1)

@@ -34,9 +34,9 @@ class Expectation(nn.Module):
         self.place = nn.Parameter(torch.zeros(WIDTH, rows, columns))
         self.last = nn.Conv2d(WIDTH, 2 * channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
+        assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)
-        with torch.no_grad():
-            self.last.bias[channels:] = log(FIRST_DEVIATION)
+        nn.init.constant_(self.last.bias[channels:], log(FIRST_DEVIATION))
 
     def forward(self, moved: Latent) -> Expected:
         """Say what to expect where the frame before, seen from there, shows `moved`."""

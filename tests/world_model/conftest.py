@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from drive_envs.protocol import OpenSession, StepSession
-from world_model.autoencoder import AutoencoderConfig
+from world_model.autoencoder import Autoencoder, AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.engine import Engine, EngineConfig
 from world_model.sampler import SamplerConfig
@@ -80,6 +80,7 @@ def random_tokenizer():
     tokenizer = Tokenizer(config)
     patterns, shares = torch.randn(4, 6, 8, 8).sign(), 0.12 * torch.randn(64, 2, 4, 4)
     patches = torch.einsum("frck,kdpq->fdrpcq", shares, patterns).reshape(64, 2, 3, 16, 32)
+    assert isinstance(tokenizer.coder, Autoencoder)
     tokenizer.coder.start_linear(patches)
     return tokenizer.eval().requires_grad_(False)
 

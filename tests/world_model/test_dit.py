@@ -21,8 +21,8 @@ MILLIONS = {"nano": 5.6, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
 @pytest.mark.parametrize("size", MILLIONS)
 def test_sizes_are_what_they_are_called(size):
     is_mission = size in ("250m", "500m", "1b")
-    shape = {"width": 256, "height": 128, "latent_channels": 32} if is_mission else {}
-    count = num_parameters(WorldModelConfig(size=size, **shape))
+    width, height = (256, 128) if is_mission else (128, 64)
+    count = num_parameters(WorldModelConfig(size=size, width=width, height=height))
     assert count == pytest.approx(1e6 * MILLIONS[size], rel=0.05)
 
 

@@ -19,6 +19,7 @@ def test_learns_what_is_wrong_with_it_and_how_far_off_it_will_be():
     optimizer = torch.optim.Adam(expectation.parameters(), lr=1e-2)
     is_told = torch.ones(32, 1, dtype=torch.bool)
     grain = torch.tensor([0.1, 0.6])[:, None, None]
+    moved = torch.zeros(32, 2, 4, 6)
     for _ in range(200):
         moved = torch.randn(32, 2, 4, 6)
         target = 0.8 * moved + 0.3 + grain * torch.randn_like(moved)

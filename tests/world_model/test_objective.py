@@ -75,7 +75,9 @@ def test_what_is_expected_is_learnt_where_the_motion_is_known(window):
     config = replace(PARALLEL, motion_dropout=0.0)
     found = losses(model, window, config, NUM_HISTORY, rng())
     sequence = arrange(window, config, NUM_HISTORY, rng())
-    mean, deviation = (part[:, -4:].detach() for part in model.expect(sequence.told))
+    expected = model.expect(sequence.told)
+    assert expected is not None
+    mean, deviation = (part[:, -4:].detach() for part in expected)
     density = torch.distributions.Normal(mean, deviation).log_prob(window.frames[:, 3:])
     wanted = (mean - window.frames[:, 3:]).square().mean() - density.mean() - HALF_LOG_2_PI
     torch.testing.assert_close(found.expectation, wanted)

@@ -23,7 +23,8 @@ def loaded():
 
 @pytest.fixture(scope="module")
 def sampler(loaded):
-    return Sampler(*loaded, SamplerConfig(num_steps=4))
+    model, tokenizer = loaded
+    return Sampler(model, tokenizer, SamplerConfig(num_steps=4))
 
 
 @pytest.fixture(scope="module")
