@@ -35,13 +35,14 @@ class AutoencoderConfig:
     """Sizes.
 
     channels: at a half, a quarter and an eighth of the image's size. num_blocks: residual blocks
-    at each.
+    at each. is_linear_too: whether there is a linear map beside the convolutions.
     """
 
     kind: Literal["own"] = "own"
     latent_channels: int = 32
     channels: tuple[int, int, int] = (32, 64, 128)
     num_blocks: int = 2
+    is_linear_too: bool = True
 
     def __post_init__(self) -> None:
         if self.latent_channels < 1 or self.num_blocks < 1:
@@ -108,8 +109,10 @@ class Autoencoder(nn.Module):
             nn.SiLU(),
             nn.Conv2d(half, pixels, 3, padding=1),
         )
-        self.linear_in = nn.Conv2d(6, config.latent_channels, PATCH, stride=PATCH)
-        self.linear_out = nn.ConvTranspose2d(config.latent_channels, 6, PATCH, stride=PATCH)
+        self.linear_in = self.linear_out = None
+        if config.is_linear_too:
+            self.linear_in = nn.Conv2d(6, config.latent_channels, PATCH, stride=PATCH)
+            self.linear_out = nn.ConvTranspose2d(config.latent_channels, 6, PATCH, stride=PATCH)
         # A CPU decodes a tenth faster.
         convert_conv2d_weight_memory_format(self, torch.channels_last)
 
@@ -118,7 +121,8 @@ class Autoencoder(nn.Module):
         stacked = "batch camera color (row p) (column q) -> batch (camera color p q) row column"
         x = self.encoder(rearrange(images, stacked, p=STEM, q=STEM))
         mean, log_variance = x.float().chunk(2, dim=1)
-        mean = mean + self.linear_in(images.flatten(1, 2)).float()
+        if self.linear_in is not None:
+            mean = mean + self.linear_in(images.flatten(1, 2)).float()
         return mean, log_variance.clamp(-3 * MAX_LOG_VARIANCE, MAX_LOG_VARIANCE)
 
     def encode(self, images: Pair) -> Latent:
@@ -129,12 +133,19 @@ class Autoencoder(nn.Module):
         """Return images, which may leave [-1, 1] a little."""
         spread = "batch (camera color p q) row column -> batch camera color (row p) (column q)"
         x = self.decoder(latents).float()
-        linear = self.linear_out(latents).float().unflatten(1, (2, 3))
-        return rearrange(x, spread, camera=2, color=3, p=STEM, q=STEM) + linear
+        x = rearrange(x, spread, camera=2, color=3, p=STEM, q=STEM)
+        if self.linear_out is not None:
+            x = x + self.linear_out(latents).float().unflatten(1, (2, 3))
+        return x
 
     @torch.no_grad()
     def start_linear(self, images: Pair) -> None:
-        """Begin with the principal components of some frames' patches, and with nothing else."""
+        """Begin with the principal components of some frames' patches, and with nothing else.
+
+        Without a linear map there is nothing to be done.
+        """
+        if self.linear_in is None or self.linear_out is None:
+            return
         patches = "batch camera color (row p) (column q) -> (batch row column) (camera color p q)"
         values = rearrange(images, patches, p=PATCH, q=PATCH)
         mean = values.unflatten(1, (6, -1)).mean((0, 2)).repeat_interleave(PATCH**2)

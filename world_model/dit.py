@@ -65,7 +65,8 @@ class WorldModelConfig:
     of 16. latent_channels: of the tokenizer, both cameras together. num_history: finished frames
     that a frame sees, 9 with itself being 2 s. num_anchors: frames of the future, 5 being 1 s.
     flat_road: whether a frame is told what the one before shows from there, see `flat_road`; the
-    paper's is not.
+    paper's is not. plans_from: what plans are departures from, see `plan_head`: an `arc`, or the
+    `way` to the anchors.
     """
 
     size: Size = "nano"
@@ -77,6 +78,7 @@ class WorldModelConfig:
     num_plan_blocks: int = 2
     num_hypotheses: int = 5
     flat_road: bool = True
+    plans_from: Literal["arc", "way"] = "way"
 
     def __post_init__(self) -> None:
         step = PATCH * STRIDE
@@ -240,7 +242,7 @@ class WorldModel(nn.Module):
                 rates[..., 5],
                 asked.anchor[..., [0, 1, 5]].float(),
                 asked.wait.float(),
-                asked.has_anchor,
+                asked.has_anchor & (self.config.plans_from == "way"),
             )
             plan = self.plan_head(tokens, condition[:, planning], plainest)
         return Seen(velocity, expected, plan, kept)

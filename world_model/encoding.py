@@ -116,21 +116,24 @@ def as_latents(
     *,
     precision: Precision = "fp32",
     lateral_rate: float = LATERAL_RATE,
+    has_moved: bool = True,
 ) -> LatentDrive:
-    """Tokenize what was seen on a path and beside it, and plan back from everywhere."""
+    """Tokenize what was seen on a path and beside it, and plan back from everywhere.
+
+    has_moved: whether what each frame's predecessor shows from there is wanted too, else zero.
+    """
     zero = torch.zeros(len(path), dtype=torch.float64)
     variants = [Excursion(lateral=zero, heading=zero, poses=path.poses), *drives]
     latents = np.stack([tokenized(tokenizer, pictures, precision) for pictures in images])
-    moved = [
-        moved_along(tokenizer, frames, drive.poses, precision)
-        for frames, drive in zip(latents, variants, strict=True)
-    ]
+    moved = np.zeros_like(latents)
+    for index, drive in enumerate(variants if has_moved else []):
+        moved[index] = moved_along(tokenizer, latents[index], drive.poses, precision)
     plans = [plans_of(path, drive, lateral_rate) for drive in variants]
     return LatentDrive(
         name=name,
         split=split,
         latents=latents,
-        moved=np.stack(moved),
+        moved=moved,
         poses=np.stack([drive.poses.numpy() for drive in variants]),
         lateral=np.stack([drive.lateral.float().numpy() for drive in variants]),
         plans=np.stack([plan for plan, _ in plans]),

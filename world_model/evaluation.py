@@ -105,7 +105,7 @@ def make_scene(
     num_context: int,
 ) -> Scene:
     """Make a scene of what was seen on a path, and from drives beside it."""
-    drive = as_latents(name, "held_out", tokenizer, path, drives, images)
+    drive = as_latents(name, "held_out", tokenizer, path, drives, images, has_moved=False)
     return Scene(path=path, drive=drive, images=images, first=num_context)
 
 

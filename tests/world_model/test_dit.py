@@ -114,7 +114,12 @@ def test_plans_depart_from_the_way_to_the_anchors(model, window):
     torch.nn.init.zeros_(model.plan_head.out.weight)
     torch.nn.init.zeros_(model.plan_head.out.bias)
     plan = best_plan(model(window.frames, told, planning=slice(2, 6)).plan)
+    arcs = WorldModel(replace(CONFIG, plans_from="arc"))
+    arcs.load_state_dict(model.state_dict())
     asked = told.pick(slice(2, 6))
+    rates = asked.motion.float() / STEP
+    other = best_plan(arcs(window.frames, told, planning=slice(2, 6)).plan)
+    torch.testing.assert_close(other, plan_of_arc(rates[..., 0], rates[..., 5]))
     anchor = asked.anchor[..., [0, 1, 5]].float()
     speed = asked.motion[..., 0].float() / STEP
     torch.testing.assert_close(plan, plan_to_pose(speed, anchor, asked.wait.float(), 2.0))
