@@ -7,10 +7,10 @@ from drive_envs.precision import autocast, dtype_of, has_bf16
 
 
 def seconds_of(dtype):
-    """Time a product, the best of a few."""
+    """Time a product, the best of many: other processes may hold the cores for a while."""
     a = torch.randn(256, 256).to(dtype)
     times = []
-    for _ in range(5):
+    for _ in range(50):
         began = time.perf_counter()
         torch.mm(a, a)
         times.append(time.perf_counter() - began)
