@@ -54,7 +54,7 @@ def test_a_service_is_kept_up_until_it_is_told_to_end(tmp_path, monkeypatch):
                 patch.setattr(serve_world_model, "local_cluster", lambda **_: threading.Lock())
                 found["again"] = run(other, tmp_path)
             connection.step(step_of(request, 2)).result()
-            connection.close("a")
+            connection.close("a").result()  # before the service ends
             address = next(text for text in said if text.startswith("HTTP at")).split()[-1]
             asked = urllib.request.Request(
                 address + "/figures", headers={"Authorization": "Bearer secret"}
