@@ -54,13 +54,18 @@ def test_a_service_is_kept_up_until_it_is_told_to_end(tmp_path, monkeypatch):
                 patch.setattr(serve_world_model, "local_cluster", lambda **_: threading.Lock())
                 found["again"] = run(other, tmp_path)
             connection.step(step_of(request, 2)).result()
-            connection.close("a").result()  # before the service ends
+            connection.close("a")
             address = next(text for text in said if text.startswith("HTTP at")).split()[-1]
             asked = urllib.request.Request(
                 address + "/figures", headers={"Authorization": "Bearer secret"}
             )
-            with urllib.request.urlopen(asked, timeout=20) as answer:
-                found["figures"] = json.loads(answer.read())
+            deadline = time.monotonic() + 20  # for the session to be closed before the service is
+            while time.monotonic() < deadline:
+                with urllib.request.urlopen(asked, timeout=20) as answer:
+                    found["figures"] = json.loads(answer.read())
+                if not found["figures"]["sessions"]:
+                    break
+                time.sleep(0.05)
         finally:
             ended.set()
 
