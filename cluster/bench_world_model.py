@@ -19,9 +19,8 @@ from cluster.progress import progress
 from drive_envs.precision import Precision, dtype_of
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
-from world_model.flat_road import moved_latents
+from world_model.flat_road import motion_between, moved_latents
 from world_model.flow import euler
-from world_model.pose_features import relative_pose
 from world_model.sampler import Anchors, Sampler, SamplerConfig
 from world_model.tokenizer import Tokenizer
 from world_model.trainer import expecting_flops, forward_flops
@@ -159,7 +158,7 @@ def uncached_frame(
     begin = num_frames - 2 + anchors.wait
     anchor_places = begin[:, None] + torch.arange(num_anchors, device=noise.device)
     pose = anchors.poses[:, 0]
-    motion = relative_pose(poses[:, -2], poses[:, -1])[:, [0, 1, 5]].float()
+    motion = motion_between(poses[:, -2], poses[:, -1])
     moved = moved_latents(sampler.tokenizer, context[:, -1], motion, sampler.config.precision)
     told = joined(
         tell(anchors.latents, anchors.poses, anchor_places, None, pose, begin),

@@ -24,9 +24,8 @@ from drive_envs.scenes import Scene, stretches
 from drive_envs.segment import Segment
 from drive_envs.teachers import LATERAL_RATE, plans_back
 from world_model.excursions import Excursion, ExcursionConfig, draw_excursion
-from world_model.flat_road import moved_latents
+from world_model.flat_road import motion_between, moved_latents
 from world_model.latents import PLAN, LatentDrive
-from world_model.pose_features import relative_pose
 from world_model.tokenizer import Tokenizer
 
 BATCH = 32  # frames that are tokenized together
@@ -203,7 +202,7 @@ def moved_along(
     """Return what the frame before each shows from there; zero for the first."""
     device = tokenizer.mean.device
     before = torch.from_numpy(latents[:-1]).float().split(BATCH)
-    motion = relative_pose(poses[:-1], poses[1:])[:, [0, 1, 5]].float().split(BATCH)
+    motion = motion_between(poses[:-1], poses[1:]).split(BATCH)
     parts = [
         moved_latents(tokenizer, some.to(device), way.to(device), precision).half().cpu()
         for some, way in zip(before, motion, strict=True)

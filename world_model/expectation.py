@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-WIDTH = 64  # channels
+NUM_HIDDEN = 64  # channels
 FIRST_DEVIATION, LEAST_DEVIATION = 0.5, 0.05  # of latents whose own is one
 
 Latent = Float[Tensor, "frame channel rows columns"]
@@ -30,9 +30,9 @@ class Expectation(nn.Module):
 
     def __init__(self, channels: int, rows: int, columns: int) -> None:
         super().__init__()
-        self.first = nn.Conv2d(channels, WIDTH, 3, padding=1)
-        self.place = nn.Parameter(torch.zeros(WIDTH, rows, columns))
-        self.last = nn.Conv2d(WIDTH, 2 * channels, 3, padding=1)
+        self.first = nn.Conv2d(channels, NUM_HIDDEN, 3, padding=1)
+        self.place = nn.Parameter(torch.zeros(NUM_HIDDEN, rows, columns))
+        self.last = nn.Conv2d(NUM_HIDDEN, 2 * channels, 3, padding=1)
         nn.init.zeros_(self.last.weight)
         assert self.last.bias is not None
         nn.init.zeros_(self.last.bias)

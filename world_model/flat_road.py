@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from drive_envs.camera import CAMERAS, Camera, cameras, pixel_centers
+from drive_envs.geometry import compose, invert
 from drive_envs.precision import Precision, autocast
 from world_model.tokenizer import Tokenizer
 
@@ -36,6 +37,13 @@ def moved_latents(
     with autocast(precision, latents.device.type):
         images = tokenizer.decode(latents)
         return tokenizer.encode(moved_images(images, motion)).float()
+
+
+def motion_between(
+    world_from_before: Float[Tensor, "frame 3"], world_from_now: Float[Tensor, "frame 3"]
+) -> Motion:
+    """Return how the car moved from poses to others."""
+    return compose(invert(world_from_before), world_from_now).float()
 
 
 def moved_images(images: Images, motion: Motion) -> Images:

@@ -21,9 +21,8 @@ from drive_envs.plan import Hypotheses
 from drive_envs.precision import Precision, autocast
 from world_model.dit import EVERYTHING, NOTHING, SIZES, Told, WorldModel, WorldModelConfig
 from world_model.expectation import Expected
-from world_model.flat_road import moved_images
+from world_model.flat_road import motion_between, moved_images
 from world_model.flow import Latents, euler
-from world_model.pose_features import relative_pose
 from world_model.tokenizer import Tokenizer
 from world_model.transformer import KeyValue
 from world_model.windows import Poses, joined, tell, window_mask
@@ -31,7 +30,7 @@ from world_model.windows import Poses, joined, tell, window_mask
 Pose = Float[Tensor, "batch 3"]
 Scenes = Int[Tensor, " batch"]
 Latent = Float[Tensor, "batch channel height width"]
-Images = UInt8[Tensor, "batch 2 3 y x"]
+Images = UInt8[Tensor, "batch 2 3 y x"]  # not as high and wide as a latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,7 +287,7 @@ class Sampler:
         """Return what the newest frames show from the next poses."""
         if not self.model.config.flat_road:
             return torch.zeros(len(pose), 1, *self.model.config.latent_shape, device=pose.device)
-        motion = relative_pose(memory.pose, pose)[:, [0, 1, 5]].float()
+        motion = motion_between(memory.pose, pose)
         return self.tokenizer.encode(moved_images(memory.images, motion)).float()[:, None]
 
     def _field(

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from drive_envs.precision import Precision, autocast
 from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
-from world_model.expectation import WIDTH
+from world_model.expectation import NUM_HIDDEN
 from world_model.latents import LatentFile
 from world_model.objective import Losses, ObjectiveConfig, losses
 from world_model.optimizer import Optimizer, OptimizerConfig
@@ -196,4 +196,4 @@ def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | Non
 def expecting_flops(config: WorldModelConfig) -> int:
     """Count the operations of saying what to expect of one frame."""
     channels, rows, columns = config.latent_shape
-    return 2 * rows * columns * 9 * WIDTH * 3 * channels * config.flat_road
+    return 2 * rows * columns * 9 * NUM_HIDDEN * 3 * channels * config.flat_road
