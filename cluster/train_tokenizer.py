@@ -39,6 +39,7 @@ from world_model.tokenizer_training import (
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 4  # frames in a picture of what comes out
+NUM_WEIGHED = 32  # frames by which the channels' units are chosen
 NUM_COMPARED = 1000  # frames whose patches' principal components are the beginning
 
 SETTINGS = (
@@ -117,6 +118,8 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     seconds = fit(config, tokenizer, FrameSet(train, config.seed), perceptual, output)
     log.info("measuring the latents of %d frames", len(train))
     tokenizer.standardise(batch.to(device) for batch in train.split(config.batch_size))
+    rows = torch.linspace(0, len(train) - 1, min(NUM_WEIGHED, len(train))).long()
+    tokenizer.weigh(train[rows].to(device))
     save_tokenizer(tokenizer.cpu(), output / "tokenizer")
     # What is judged is what was written, with its weights rounded.
     tokenizer = load_tokenizer(output / "tokenizer").to(device)

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from drive_envs.plan import STEP, Hypotheses
+from world_model.detail import NUM_FEATURES as NUM_FEATURES_OF_PLACE
+from world_model.detail import Detail
 from world_model.expectation import Expectation, Expected
 from world_model.flow import Latents, Levels
 from world_model.plan_head import PlanHead, plainest_plan
@@ -66,7 +68,8 @@ class WorldModelConfig:
     that a frame sees, 9 with itself being 2 s. num_anchors: frames of the future, 5 being 1 s.
     flat_road: whether a frame is told what the one before shows from there, see `flat_road`; the
     paper's is not. plans_from: what plans are departures from, see `plan_head`: an `arc`, or the
-    `way` to the anchors.
+    `way` to the anchors. num_detail: channels of the convolutions that draw what is smaller than a
+    token, see `detail`; 0 for none, as in the paper.
     """
 
     size: Size = "nano"
@@ -79,6 +82,7 @@ class WorldModelConfig:
     num_hypotheses: int = 5
     flat_road: bool = True
     plans_from: Literal["arc", "way"] = "way"
+    num_detail: int = 96
 
     def __post_init__(self) -> None:
         step = PATCH * STRIDE
@@ -184,7 +188,12 @@ class WorldModel(nn.Module):
         self.space = nn.Parameter(0.02 * torch.randn(config.num_tokens, dim))
         self.blocks = nn.ModuleList(Block(dim, num_heads) for _ in range(num_layers))
         self.out_modulation = nn.Linear(dim, 2 * dim)
-        self.out = nn.Linear(dim, patch_values)
+        self.detail = None
+        num_features = 0
+        if config.num_detail:
+            num_features, channels = NUM_FEATURES_OF_PLACE, config.latent_channels
+            self.detail = Detail((1 + config.flat_road) * channels, channels, config.num_detail)
+        self.out = nn.Linear(dim, patch_values + num_features * PATCH**2)
         self.plan_head = PlanHead(dim, num_heads, config.num_plan_blocks, config.num_hypotheses)
         for layer in (self.out_modulation, self.out):
             nn.init.zeros_(layer.weight)
@@ -223,12 +232,19 @@ class WorldModel(nn.Module):
             x, own = block(x, condition, rotation, sight, seen)
             kept.append(own)
         shift, scale = self.out_modulation(condition).chunk(2, dim=-1)
-        velocity = rearrange(
+        out = rearrange(
             self.out(modulated(x, shift, scale)),
             "batch (frame row column) (channel p q) -> batch frame channel (row p) (column q)",
             row=rows, column=columns, p=PATCH, q=PATCH,
         )  # fmt: skip
-        velocity = velocity.float()
+        channels = self.config.latent_channels
+        velocity = out[:, :, :channels].float()
+        if self.detail is not None and len(range(latents.shape[1])[expecting]):
+            features, of_frame = out[:, expecting, channels:], shown[:, expecting]
+            drawn = self.detail(features.flatten(0, 1), of_frame.flatten(0, 1))
+            detail = torch.zeros_like(velocity)
+            detail[:, expecting] = drawn.unflatten(0, features.shape[:2])
+            velocity = velocity + detail
         if expected is not None:
             velocity = velocity + velocity_about(latents.float(), told.tau, expected)
         plan = None

@@ -192,7 +192,7 @@ def parallel(
     """Lay out anchors, clean frames and their noised copies."""
     num_anchors = window.anchors.shape[1]
     last = window.frames.shape[1] - 1
-    clean, targets = window.frames[:, :-1], window.frames[:, num_history:]
+    clean, targets = window.shown[:, :-1], window.frames[:, num_history:]
     levels, wrong = history_levels(clean, config, generator), drift(clean.shape, generator)
     history = noised(clean, wrong, levels)
     moved = torch.cat([window.moved[:, :1], noised(window.moved[:, 1:], wrong, levels)], dim=1)

@@ -39,11 +39,14 @@ class SamplerConfig:
 
     num_steps: Euler steps; the paper takes 15. guidance: 1 for none; above, the velocity is driven
     away from what it would be without knowing the pose, at twice the cost (the paper's later: 2).
-    precision: of the network.
+    temperature: of the noise that a frame begins from; 1 draws a frame from what the model holds
+    possible, as the paper does, 0 makes the one that is in the middle of it. precision: of the
+    network.
     """
 
     num_steps: int = 10
     guidance: float = 1.0
+    temperature: float = 1.0
     precision: Precision = "auto"
 
     def __post_init__(self) -> None:
@@ -51,6 +54,8 @@ class SamplerConfig:
             raise ValueError(f"sampler.num_steps must be 1 or more, got {self.num_steps}")
         if self.guidance < 0:
             raise ValueError(f"sampler.guidance must not be negative, got {self.guidance}")
+        if self.temperature < 0:
+            raise ValueError(f"sampler.temperature must not be negative, got {self.temperature}")
 
 
 @dataclass
@@ -152,11 +157,15 @@ class Memory:
 
 
 class Generated(NamedTuple):
-    """A finished frame, as latent and images, and the plan from it."""
+    """A finished frame, as latent and images, and the plan from it.
+
+    moved: what the frame before showed from there, zero where that was not asked.
+    """
 
     latent: Latent
     images: Images
     plan: Hypotheses
+    moved: Latent
 
 
 class Anchors(NamedTuple):
@@ -229,7 +238,7 @@ class Sampler:
         memory.pose, memory.place = poses[:, -1].clone(), places[:, -1].clone()
         memory.images = images
         memory.anchor_pose, memory.anchor_place = pose, place
-        return memory, Generated(context[:, -1], images, first_frame(seen.plan))
+        return memory, generated(context[:, -1:], images, seen.plan, told.moved[:, -1:])
 
     @torch.inference_mode()
     def step(
@@ -242,14 +251,17 @@ class Sampler:
         seen = memory if scenes is None else memory.pick(scenes)
         steps = self.config.num_steps
         with self.autocast(pose.device):
-            told = self._told(seen, pose, self._moved(seen, pose))
+            moved = self._moved(seen, pose)
+            told = self._told(seen, pose, moved)
             expected = self.model.expect(told._replace(tau=torch.ones_like(told.tau)))
             latent = euler(
-                lambda x, tau: self._field(seen, told, expected, x, tau), noise[:, None], steps
+                lambda x, tau: self._field(seen, told, expected, x, tau),
+                self.config.temperature * noise[:, None],
+                steps,
             )
         if scenes is None:
             scenes = torch.arange(len(pose), device=pose.device)
-        return self._finish(memory, seen, scenes, pose, latent)
+        return self._finish(memory, seen, scenes, pose, latent)._replace(moved=moved[:, 0])
 
     @torch.inference_mode()
     def look(
@@ -277,7 +289,7 @@ class Sampler:
                 latent, told, None, seen.blocks, planning=EVERYTHING, expecting=NOTHING
             )
         memory.remember(scenes, made.memory, pose, images)
-        return Generated(latent[:, 0], images, first_frame(made.plan))
+        return generated(latent, images, made.plan, told.moved)
 
     def _told(self, memory: Memory, pose: Pose, moved: Latents) -> Told:
         place, poses = memory.place[:, None] + 1, pose[:, None]
@@ -309,6 +321,7 @@ class Sampler:
         return autocast(self.config.precision, device.type)
 
 
-def first_frame(plans: Hypotheses) -> Hypotheses:
-    """Drop the frame axis of one frame's plans."""
-    return Hypotheses(*(part[:, 0] for part in plans))
+def generated(latent: Latents, images: Images, plan: Hypotheses, moved: Latents) -> Generated:
+    """Drop the frame axis of what belongs to one frame."""
+    plan = Hypotheses(*(part[:, 0] for part in plan))
+    return Generated(latent[:, 0], images, plan, moved[:, 0])

@@ -1,9 +1,9 @@
-"""From the two images of a frame to a standardised latent, and back.
+"""From the two images of a frame to a latent, and back.
 
-A tokenizer is an autoencoder and the mean and deviation of each channel of its latents. The
+A tokenizer is an autoencoder, and the mean and the unit of each channel of its latents. The
 autoencoder is our own (`autoencoder`), or any pretrained one of `diffusers` (`pretrained`). Images
-are uint8 (batch, 2, 3, H, W), narrow first; latents float32 (batch, channel, H / 8, W / 8), about
-normal in each channel.
+are uint8 (batch, 2, 3, H, W), narrow first; latents float32 (batch, channel, H / 8, W / 8).
+Standardised, every channel has mean 0 and deviation 1; weighed, those have more that show more.
 
 On disk a tokenizer is a folder, `tokenizer.safetensors` beside `tokenizer.json`. A pretrained one
 leaves its weights where they are. See `drive_envs.network_file` for what is refused.
@@ -33,7 +33,10 @@ TokenizerConfig = AutoencoderConfig | PretrainedConfig
 
 
 class Tokenizer(nn.Module):
-    """An autoencoder with standardised latents; without gradients."""
+    """An autoencoder with standardised or weighed latents; without gradients.
+
+    mean, deviation: (channel,), of the autoencoder's latents: what is 0, and the unit.
+    """
 
     mean: Tensor
     deviation: Tensor
@@ -53,15 +56,14 @@ class Tokenizer(nn.Module):
 
     @torch.inference_mode()
     def encode(self, images: Images) -> Latent:
-        """Return standardised latents."""
+        """Return latents."""
         raw = self.coder.encode(to_float(images))
         return (raw - self.mean[:, None, None]) / self.deviation[:, None, None]
 
     @torch.inference_mode()
     def decode(self, latents: Latent) -> Images:
         """Return images."""
-        raw = latents * self.deviation[:, None, None] + self.mean[:, None, None]
-        return to_uint8(self.coder.decode(raw))
+        return to_uint8(self._drawn(latents))
 
     @torch.inference_mode()
     def standardise(self, batches: Iterable[Images]) -> None:
@@ -76,6 +78,37 @@ class Tokenizer(nn.Module):
         variance = torch.as_tensor(squares) / count - mean**2
         self.mean.copy_(mean)
         self.deviation.copy_(variance.clamp(min=0.0).sqrt().clamp(min=MIN_DEVIATION))
+
+    @torch.inference_mode()
+    def visibility(self, images: Images) -> Float[Tensor, " channel"]:
+        """Return by how many levels of 255 (rms) each channel moves pixels, its unit for a step.
+
+        images: on which it is tried, once each with a random half unit at every place.
+        """
+        latents = self.encode(images)
+        generator = torch.Generator(latents.device).manual_seed(0)
+        before, found = self._drawn(latents), []
+        for channel in range(self.latent_channels):
+            moved = latents.clone()
+            size, device = moved[:, channel].shape, moved.device
+            moved[:, channel] += 0.5 * torch.randn(size, generator=generator, device=device)
+            found.append((self._drawn(moved) - before).square().mean().sqrt() / 0.5)
+        return 127.5 * torch.stack(found)
+
+    def weigh(self, images: Images) -> None:
+        """Let standardised channels differ as the roots of what can be seen of them do.
+
+        Most channels hold the grain of the road, a level or two of 255. Standardised, they count
+        for as much in a loss, and are made for as long out of noise, as where a lane line is. In
+        units of pixels they would hardly be learnt at all; the root is half way between.
+        """
+        size = self.visibility(images)
+        self.deviation.div_((size / size.mean()).sqrt().clamp(min=MIN_DEVIATION))
+
+    def _drawn(self, latents: Latent) -> Float[Tensor, "batch 2 3 height width"]:
+        """Decode without rounding to pixels."""
+        raw = latents * self.deviation[:, None, None] + self.mean[:, None, None]
+        return self.coder.decode(raw)
 
     @property
     def digest(self) -> str:

@@ -152,7 +152,8 @@ def work(given: Mapping[str, Any]) -> None:
     if checkpoint is None and job.start is not None:
         model.load_state_dict(load_world_model(job.start)[0].state_dict())
     model = model.to(ray.train.torch.get_device())
-    trainer = Trainer(model, job.trainer, file, rank=rank, num_processes=num_processes)
+    tokenizer = load_tokenizer(job.tokenizer).to(ray.train.torch.get_device())
+    trainer = Trainer(model, job.trainer, file, tokenizer, rank=rank, num_processes=num_processes)
     if checkpoint is not None:
         trainer.optimizer.restore(checkpoint.step, checkpoint.tensors)
     run_to_end(job, trainer, file, given["news"] if rank == 0 else None)

@@ -7,6 +7,7 @@ how processes are started (`train`).
 
 import time
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,12 +15,16 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drive_envs.precision import Precision, autocast
+from world_model.detail import NUM_FEATURES
 from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
 from world_model.expectation import NUM_HIDDEN
 from world_model.latents import LatentFile
 from world_model.objective import Losses, ObjectiveConfig, losses
 from world_model.optimizer import Optimizer, OptimizerConfig
-from world_model.windows import Window, WindowConfig, WindowSampler
+from world_model.own_rollouts import OwnRollouts, OwnRolloutsConfig
+from world_model.sampler import Sampler, SamplerConfig
+from world_model.tokenizer import Tokenizer
+from world_model.windows import Window, WindowConfig, WindowSampler, stack
 
 LEVEL_EDGES = (0.2, 0.4, 0.6, 0.8)  # between the noise levels whose losses are shown apart
 HELD_OUT_SEED = 10_000_019  # of windows and noise that are never learnt from
@@ -41,6 +46,7 @@ class TrainerConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     windows: WindowConfig = field(default_factory=WindowConfig)
+    own_rollouts: OwnRolloutsConfig = field(default_factory=OwnRolloutsConfig)
 
     def __post_init__(self) -> None:
         if self.num_steps < 1 or self.batch_size < 1:
@@ -48,16 +54,25 @@ class TrainerConfig:
                 f"num_steps is {self.num_steps} and batch_size {self.batch_size}; they must be 1 "
                 "or more"
             )
+        if self.own_rollouts.share and self.objective.layout == "paper":
+            raise ValueError(
+                "own_rollouts.share is for objective.layout=parallel: the paper's layout learns "
+                "its history too, which is not to be what the model made"
+            )
 
 
 class Trainer:
-    """A world model on its way; `optimizer.step` counts the steps taken."""
+    """A world model on its way; `optimizer.step` counts the steps taken.
+
+    tokenizer: on the model's device; shows the model its own frames, where it learns from these.
+    """
 
     def __init__(
         self,
         model: WorldModel,
         config: TrainerConfig,
         file: LatentFile,
+        tokenizer: Tokenizer,
         *,
         rank: int = 0,
         num_processes: int = 1,
@@ -71,26 +86,40 @@ class Trainer:
         self.device = next(model.parameters()).device
         self.network = distributed(model, config, num_processes)
         self.optimizer = Optimizer(model, config.optimizer, config.num_steps)
-        self.numbers = range(rank, config.batch_size, num_processes)
-        self.train, self.held_out = (
-            WindowSampler(
-                file,
-                split,
-                windows,
-                num_frames=config.objective.num_frames(model.config.num_history),
-                num_anchors=model.config.num_anchors,
+        numbers = range(rank, config.batch_size, num_processes)
+        num_recorded = round((1 - config.own_rollouts.share) * len(numbers))
+        self.numbers, self.recorded = numbers, numbers[:num_recorded]
+        num_history, num_anchors = model.config.num_history, model.config.num_anchors
+        num_frames = config.objective.num_frames(num_history)
+        everything = replace(config.windows, num_drives=None)
+        draw = partial(WindowSampler, file, num_anchors=num_anchors)
+        self.train = draw("train", config.windows, num_frames=num_frames)
+        self.held_out = draw("held_out", everything, num_frames=num_frames)
+        self.own = None
+        if own := numbers[num_recorded:]:
+            num_frames = num_history + 1 + config.own_rollouts.num_frames
+            self.own = OwnRollouts(
+                Sampler(
+                    model,
+                    tokenizer,
+                    SamplerConfig(
+                        num_steps=config.own_rollouts.num_steps,
+                        temperature=config.own_rollouts.temperature,
+                        precision=config.precision,
+                    ),
+                ),
+                draw("train", config.windows, num_frames=num_frames),
+                config.own_rollouts,
+                seed=config.seed,
+                numbers=own,
+                num_targets=config.objective.num_targets,
             )
-            for split, windows in (
-                ("train", config.windows),
-                ("held_out", replace(config.windows, num_drives=None)),
-            )
-        )
 
     def step(self) -> dict[str, float]:
         """Take one gradient step; return its figures, of this process's windows."""
         began = time.perf_counter()
         step, config = self.optimizer.step, self.config
-        window = self.train.minibatch(config.seed, step, self.numbers).to(self.device)
+        window = self.minibatch(step)
         loaded = time.perf_counter()
         generator = torch.Generator(self.device)
         generator.manual_seed((config.seed * 1_000_003 + step) * 1009 + self.rank)
@@ -108,6 +137,17 @@ class Trainer:
                 / seconds,
             }
         )
+
+    def minibatch(self, step: int) -> Window:
+        """Return the windows of a gradient step, those of the model's own history last."""
+        seed, is_own = self.config.seed, step >= self.config.own_rollouts.first_step
+        if self.own is None or not is_own or not self.train.is_anchored(seed, step):
+            return self.train.minibatch(seed, step, self.numbers).to(self.device)
+        own = self.own.minibatch(step)
+        if not self.recorded:
+            return own
+        recorded = self.train.minibatch(seed, step, self.recorded).to(self.device)
+        return stack([recorded, own])
 
     def losses(self, window: Window, generator: torch.Generator) -> Losses:
         """Look at a window and compare."""
@@ -154,11 +194,12 @@ def distributed(model: WorldModel, config: TrainerConfig, num_processes: int) ->
     if num_processes == 1:
         return model
     if config.sharding == "fsdp":
-        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 
         for block in model.blocks:
             fully_shard(block)
         fully_shard(model)
+        register_fsdp_forward_method(model, "expect")
         return model
     return DistributedDataParallel(model)
 
@@ -188,12 +229,17 @@ def forward_flops(config: WorldModelConfig, num_frames: int, num_seen: int | Non
     num_layers, dim, _ = SIZES[config.size]
     tokens = num_frames * config.num_tokens
     seen = (num_frames if num_seen is None else num_seen) * config.num_tokens
-    patch = config.latent_channels * PATCH**2 * (3 if config.flat_road else 2)
+    values = config.latent_channels * (3 if config.flat_road else 2)
+    patch = PATCH**2 * (values + (NUM_FEATURES if config.num_detail else 0))
     of_block = 2 * tokens * 12 * dim**2 + 4 * tokens * seen * dim + 2 * num_frames * 6 * dim**2
     return num_layers * of_block + 2 * tokens * patch * dim
 
 
 def expecting_flops(config: WorldModelConfig) -> int:
-    """Count the operations of saying what to expect of one frame."""
+    """Count the operations of saying what to expect of one frame, and of drawing its detail."""
     channels, rows, columns = config.latent_shape
-    return 2 * rows * columns * 9 * NUM_HIDDEN * 3 * channels * config.flat_road
+    of_place = 9 * NUM_HIDDEN * 3 * channels * config.flat_road
+    if hidden := config.num_detail:
+        shown = NUM_FEATURES + (1 + config.flat_road) * channels
+        of_place += 9 * hidden * (shown + hidden + channels)
+    return 2 * rows * columns * of_place

@@ -26,7 +26,8 @@ Poses = Float[Tensor, "batch frame 3"]
 class Window(NamedTuple):
     """A batch of samples: N frames in a row, A anchors.
 
-    frames (batch, N, C, h, w): standardised latents. moved: likewise, what the frame before each
+    frames (batch, N, C, h, w): latents. shown: what history shows of them, the same, or what a
+    model has made of them (`own_rollouts`). moved: likewise, what the frame before each, as shown,
     shows from there, as far as it goes (`flat_road`). poses (batch, N, 3): planar, in the world.
     plan (batch, N, 33, 15) and plan_valid (batch, N, 33): from each frame, SI units.
     anchors, anchors_moved, anchor_poses: likewise, A of them; none where nothing is known of the
@@ -34,6 +35,7 @@ class Window(NamedTuple):
     """
 
     frames: Latents
+    shown: Latents
     moved: Latents
     poses: Poses
     plan: Float[Tensor, "batch frame 33 15"]
@@ -182,9 +184,13 @@ class WindowSampler:
 
     def minibatch(self, seed: int, step: int, numbers: Iterable[int]) -> Window:
         """Return the windows of a gradient step that have these numbers."""
-        dropped = np.random.default_rng([seed, step]).random() < self.config.anchor_dropout
+        is_anchored = self.is_anchored(seed, step)
         rngs = [np.random.default_rng([seed, step, number]) for number in numbers]
-        return stack([self.draw(rng, is_anchored=not dropped) for rng in rngs])
+        return stack([self.draw(rng, is_anchored=is_anchored) for rng in rngs])
+
+    def is_anchored(self, seed: int, step: int) -> bool:
+        """Say whether the windows of a gradient step have anchors."""
+        return np.random.default_rng([seed, step]).random() >= self.config.anchor_dropout
 
     def draw(self, rng: np.random.Generator, *, is_anchored: bool) -> Window:
         """Draw one window, a batch of one."""
@@ -209,8 +215,10 @@ def cut(
     rows = slice(first, first + num_frames)
     begin = first + num_frames - 1 + wait
     ahead = slice(begin, begin + num_anchors)
+    frames = batched(drive.latents[variant, rows].astype(np.float32))
     return Window(
-        frames=batched(drive.latents[variant, rows].astype(np.float32)),
+        frames=frames,
+        shown=frames.clone(),
         moved=batched(drive.moved[variant, rows].astype(np.float32)),
         poses=batched(drive.poses[variant, rows]),
         plan=batched(drive.plans[variant, rows]),

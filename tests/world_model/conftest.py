@@ -27,7 +27,8 @@ def random_model(seed):
     torch.manual_seed(seed)
     model = WorldModel(CONFIG)
     for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.5 / parameter.shape[-1] ** 0.5)
+        num_in = parameter[0].numel() if parameter.ndim > 1 else len(parameter)
+        torch.nn.init.normal_(parameter, std=0.5 / num_in**0.5)
     return model.eval()
 
 
@@ -50,8 +51,10 @@ def make_window(batch=2, num_frames=7, seed=0):
 
     shape = CONFIG.latent_shape
     poses = drive(num_frames + NUM_ANCHORS + 4)
+    frames = random(batch, num_frames, *shape)
     return Window(
-        frames=random(batch, num_frames, *shape),
+        frames=frames,
+        shown=frames,
         moved=random(batch, num_frames, *shape),
         poses=poses[:, :num_frames],
         plan=random(batch, num_frames, 33, 15),

@@ -119,3 +119,30 @@ def test_a_context_that_is_too_short(model, tokenizer, window):
     sampler = Sampler(model, tokenizer, SamplerConfig())
     with pytest.raises(ValueError, match="3 frames is too short: 4 are needed"):
         sampler.begin(window.frames[:, :3], window.poses[:, :3], None)
+
+
+def test_a_frame_without_temperature_does_not_depend_on_noise(model, tokenizer):
+    window = make_window(num_frames=5)
+
+    def frames(temperature):
+        config = SamplerConfig(num_steps=3, temperature=temperature, precision="fp32")
+        sampler = Sampler(model, tokenizer, config)
+        noise = torch.randn(
+            2, *window.frames[:, 0].shape, generator=torch.Generator().manual_seed(3)
+        )
+        made = []
+        for own in noise:
+            memory, _ = start(window, sampler, is_anchored=True)
+            made.append(sampler.step(memory, window.poses[:, 4], own).latent)
+        return made
+
+    middle, again = frames(0.0)
+    torch.testing.assert_close(middle, again)
+    (one, other), (near, _) = frames(1.0), frames(0.1)
+    assert not torch.allclose(one, other, atol=0.1)
+    assert (near - middle).abs().mean() < (one - middle).abs().mean()
+
+
+def test_temperature_is_not_negative():
+    with pytest.raises(ValueError, match="temperature must not be negative, got -1"):
+        SamplerConfig(temperature=-1.0)

@@ -11,7 +11,7 @@ from drive_envs.network_file import NetworkFileError
 from world_model.autoencoder import Autoencoder, AutoencoderConfig
 from world_model.optimizer import Optimizer, OptimizerConfig
 from world_model.pretrained import PretrainedConfig
-from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer
+from world_model.tokenizer import Tokenizer, load_tokenizer, save_tokenizer, to_float
 from world_model.tokenizer_training import (
     FrameSet,
     TokenizerLossConfig,
@@ -74,6 +74,26 @@ def test_standardised_latents_have_mean_zero_and_deviation_one(tokenizer):
     latents = tokenizer.encode(frames)
     torch.testing.assert_close(latents.mean((0, 2, 3)), torch.zeros(4), atol=1e-3, rtol=0)
     torch.testing.assert_close(latents.std((0, 2, 3)), torch.ones(4), atol=1e-2, rtol=0)
+
+
+def test_what_shows_more_weighs_more(tokenizer):
+    """By the root of what it moves in pixels; what is seen stays as it was."""
+    torch.manual_seed(0)
+    patterns = torch.tensor([40.0, 20, 10, 5])[:, None, None, None] * torch.randn(4, 6, 8, 8).sign()
+    patches = torch.einsum("frck,kdpq->fdrpcq", torch.randn(64, 2, 4, 4), patterns)
+    frames = (127 + patches.reshape(64, 2, 3, 16, 32)).clamp(0, 255).to(torch.uint8)
+    assert isinstance(tokenizer.coder, Autoencoder)
+    tokenizer.coder.start_linear(to_float(frames))
+    tokenizer.standardise([frames])
+    before, shown = tokenizer.visibility(frames), tokenizer.decode(tokenizer.encode(frames))
+    assert before.max() > 4 * before.min()
+    tokenizer.weigh(frames)
+    deviation = tokenizer.encode(frames).std((0, 2, 3))
+    torch.testing.assert_close(deviation, (before / before.mean()).sqrt(), atol=0.01, rtol=0.01)
+    torch.testing.assert_close(
+        tokenizer.visibility(frames), before / deviation, atol=0.05, rtol=0.05
+    )
+    assert (tokenizer.decode(tokenizer.encode(frames)).int() - shown.int()).abs().max() <= 1
 
 
 def test_statistics_do_not_change_what_is_seen(tokenizer):

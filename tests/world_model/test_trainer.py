@@ -1,14 +1,17 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from drive_envs.precision import autocast
-from tests.world_model.conftest import CONFIG
+from tests.world_model.conftest import CONFIG, random_tokenizer
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import SIZES, WorldModel, WorldModelConfig
 from world_model.latents import LatentDrive, LatentFile, LatentsInfo, write_latents
 from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
+from world_model.own_rollouts import OwnRolloutsConfig
 from world_model.tokenizer import Tokenizer
 from world_model.trainer import (
     Trainer,
@@ -58,9 +61,10 @@ def latents(tmp_path_factory):
     return path
 
 
-def make_trainer(latents, **options):
+def make_trainer(latents, own_rollouts=None, **options):
     torch.manual_seed(0)
-    return Trainer(WorldModel(CONFIG), TRAINER, LatentFile(latents), **options)
+    config = replace(TRAINER, own_rollouts=own_rollouts or OwnRolloutsConfig())
+    return Trainer(WorldModel(CONFIG), config, LatentFile(latents), random_tokenizer(), **options)
 
 
 def test_learns_and_shows_losses_by_level(latents):
@@ -84,6 +88,30 @@ def test_a_restored_trainer_goes_on_to_the_bit(latents):
     again = make_trainer(latents)
     again.optimizer.restore(3, state)
     assert [again.step()["loss/total"] for _ in range(3)] == expected
+
+
+def test_learns_from_history_of_its_own(latents):
+    own = OwnRolloutsConfig(share=0.5, num_frames=6, num_scenes=4, num_steps=2, first_step=4)
+    trainer = make_trainer(latents, own)
+    before = trainer.held_out_figures(2)["held_out/flow"]
+    windows = []
+    for step in range(28):
+        windows.append(trainer.minibatch(step))
+        trainer.step()
+    assert trainer.held_out_figures(2)["held_out/flow"] < 0.8 * before
+    shares = [
+        (window.shown != window.frames).flatten(1).any(1).float().mean().item()
+        for window in windows
+    ]
+    assert not any(shares[:4])
+    # Minibatches without anchors are as recorded.
+    assert set(shares[4:]) == {0.0, 0.5}
+    # Steps 4 to 7 are one rollout, and a run that goes on at its end does so to the bit.
+    state = trainer.optimizer.state()
+    expected = [trainer.step()["loss/total"] for _ in range(2)]
+    again = make_trainer(latents, own)
+    again.optimizer.restore(28, state)
+    assert [again.step()["loss/total"] for _ in range(2)] == expected
 
 
 def test_processes_share_the_windows_of_a_minibatch(latents):
@@ -150,8 +178,10 @@ def test_mission_sizes_take_a_step_and_make_a_frame():
     shape = config.latent_shape
     poses = torch.zeros(1, num + 5, 3, dtype=torch.float64)
     poses[0, :, 0] = 2.0 * torch.arange(num + 5)
+    frames = torch.randn(1, num, *shape)
     window = Window(
-        frames=torch.randn(1, num, *shape),
+        frames=frames,
+        shown=frames,
         moved=torch.randn(1, num, *shape),
         poses=poses[:, :num],
         plan=torch.zeros(1, num, 33, 15),
