@@ -13,14 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import silu
 
 NUM_FEATURES = 32  # of each place of a latent, from the transformer
+NUM_BLOCKS = 3
 
 Features = Float[Tensor, "frame feature rows columns"]
 Shown = Float[Tensor, "frame shown rows columns"]
+Hidden = Float[Tensor, "frame hidden rows columns"]
 Latent = Float[Tensor, "frame channel rows columns"]
 
 
 class Detail(nn.Module):
-    """Three convolutions, past the second of which there is a way round; nothing at first.
+    """A convolution, blocks of two with a way past them, and one more; nothing at first.
 
     num_shown: channels of what the transformer has seen. num_channels: of a latent.
     """
@@ -28,13 +30,34 @@ class Detail(nn.Module):
     def __init__(self, num_shown: int, num_channels: int, num_hidden: int) -> None:
         super().__init__()
         self.first = nn.Conv2d(NUM_FEATURES + num_shown, num_hidden, 3, padding=1)
-        self.second = nn.Conv2d(num_hidden, num_hidden, 3, padding=1)
-        self.last = nn.Conv2d(num_hidden, num_channels, 3, padding=1)
-        nn.init.zeros_(self.last.weight)
-        assert self.last.bias is not None
-        nn.init.zeros_(self.last.bias)
+        self.blocks = nn.ModuleList(ResidualBlock(num_hidden) for _ in range(NUM_BLOCKS))
+        self.last = zero_convolution(num_hidden, num_channels)
 
     def forward(self, features: Features, shown: Shown) -> Latent:
         """Return what to add to the velocity."""
         x = self.first(torch.cat([features, shown.to(features.dtype)], dim=1))
-        return self.last(silu(x + self.second(silu(x)))).float()
+        for block in self.blocks:
+            x = block(x)
+        return self.last(silu(x)).float()
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions whose outcome is added; nothing at first."""
+
+    def __init__(self, num_hidden: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(num_hidden, num_hidden, 3, padding=1)
+        self.last = zero_convolution(num_hidden, num_hidden)
+
+    def forward(self, x: Hidden) -> Hidden:
+        """Return x and what is added to it."""
+        return x + self.last(silu(self.first(silu(x))))
+
+
+def zero_convolution(num_in: int, num_out: int) -> nn.Conv2d:
+    """Make a 3 x 3 convolution that returns zeros until it has learnt."""
+    convolution = nn.Conv2d(num_in, num_out, 3, padding=1)
+    nn.init.zeros_(convolution.weight)
+    assert convolution.bias is not None
+    nn.init.zeros_(convolution.bias)
+    return convolution

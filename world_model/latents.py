@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float16, Float32, Float64
 
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 PLAN = (NUM_POINTS, NUM_VALUES)
 
 

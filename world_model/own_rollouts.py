@@ -26,7 +26,9 @@ class OwnRolloutsConfig:
 
     share: of a minibatch's windows, 0 for none. num_frames: of a rollout. num_scenes: rolled out
     side by side. num_steps, temperature: of a frame, see `sampler`. first_step: gradient steps
-    before which there is nothing to be learnt from what the model makes.
+    before which there is nothing to be learnt from what the model makes. growth: after so many
+    more a rollout is one window longer, until it has all of its frames: what is lost in the first
+    second cannot be mended in the fifth.
     """
 
     share: float = 0.0
@@ -35,11 +37,12 @@ class OwnRolloutsConfig:
     num_steps: int = 4
     temperature: float = 0.0
     first_step: int = 1000
+    growth: int = 500
 
     def __post_init__(self) -> None:
         if not 0 <= self.share <= 1:
             raise ValueError(f"own_rollouts.share is {self.share}, not within 0..1")
-        for name in ("num_frames", "num_scenes", "num_steps"):
+        for name in ("num_frames", "num_scenes", "num_steps", "growth"):
             if getattr(self, name) < 1:
                 raise ValueError(
                     f"own_rollouts.{name} must be 1 or more, got {getattr(self, name)}"
@@ -87,8 +90,9 @@ class OwnRollouts:
         part, turn = divmod(place, self.num_turns)
         if cycle != self._cycle:
             self._begin(cycle)
+        longest = 1 + max(0, step - self.config.first_step) // self.config.growth
         while self._generated <= part:
-            self._go_on()
+            self._go_on(is_new=self._generated % longest == 0)
         # The frames before the first target that it sees, and the targets.
         first = 1 + part * self.num_targets
         rows = slice(first, first + self.sampler.num_history + self.num_targets)
@@ -106,10 +110,12 @@ class OwnRollouts:
         scenes = stack([self.windows.draw(rng, is_anchored=True) for rng in rngs])
         self._scenes = scenes.to(next(self.sampler.model.parameters()).device)
 
-    def _go_on(self) -> None:
-        """Generate the next targets of all scenes from what was generated before."""
+    def _go_on(self, *, is_new: bool) -> None:
+        """Generate the next targets of all scenes from what was generated before, or recorded."""
         scenes, start = self._scenes, self.num_context + self._generated * self.num_targets
         context = slice(start - self.num_context, start)
+        if is_new:
+            scenes.shown[:, context] = scenes.frames[:, context]
         last = scenes.frames.shape[1]
         anchors = Anchors(scenes.anchors, scenes.anchor_poses, scenes.wait + last - start)
         seeds = np.random.SeedSequence(

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from drive_envs.precision import Precision, autocast
-from world_model.detail import NUM_FEATURES
+from world_model.detail import NUM_BLOCKS, NUM_FEATURES
 from world_model.dit import PATCH, SIZES, WorldModel, WorldModelConfig
 from world_model.expectation import NUM_HIDDEN
 from world_model.latents import LatentFile
@@ -241,5 +241,5 @@ def expecting_flops(config: WorldModelConfig) -> int:
     of_place = 9 * NUM_HIDDEN * 3 * channels * config.flat_road
     if hidden := config.num_detail:
         shown = NUM_FEATURES + (1 + config.flat_road) * channels
-        of_place += 9 * hidden * (shown + hidden + channels)
+        of_place += 9 * hidden * (shown + 2 * NUM_BLOCKS * hidden + channels)
     return 2 * rows * columns * of_place

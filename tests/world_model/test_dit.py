@@ -15,7 +15,7 @@ from world_model.dit import (
 from world_model.expectation import Expected
 from world_model.windows import joined, tell_window, window_mask
 
-MILLIONS = {"nano": 5.6, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
+MILLIONS = {"nano": 6.1, "small": 30, "250m": 250, "500m": 500, "1b": 1060}
 
 
 @pytest.mark.parametrize("size", MILLIONS)

@@ -32,12 +32,15 @@ def seen_before(motion, ground):
 def test_road_is_read_where_it_was_seen_before(name):
     camera = VIEWS[name]
     motion = torch.tensor([[2.0, 0.3, 0.05]], dtype=torch.float64)
-    u, v = source_pixels(camera, motion)
+    u, v, ahead = source_pixels(camera, motion)
     rows = torch.arange(50, HEIGHT)
     row, column = torch.meshgrid(rows + 0.5, torch.arange(WIDTH) + 0.5, indexing="ij")
     wanted = pixel_of(camera, seen_before(motion, ground_of(camera, column, row)))
     torch.testing.assert_close(u[0, rows].double(), wanted[0].double(), atol=1e-3, rtol=1e-4)
     torch.testing.assert_close(v[0, rows].double(), wanted[1].double(), atol=1e-3, rtol=1e-4)
+    before, now = (seen_before(m, ground_of(camera, column, row)) for m in (motion, 0 * motion))
+    wanted = (before[..., 0] / now[..., 0]).float()
+    torch.testing.assert_close(ahead[0, rows], wanted, atol=1e-3, rtol=1e-4)
 
 
 def test_the_sky_only_turns():
@@ -45,10 +48,10 @@ def test_the_sky_only_turns():
     num_above = int(camera.center_v)
     columns = torch.arange(WIDTH) + 0.5
     for ahead in (0.0, 5.0):
-        u, _ = source_pixels(camera, torch.tensor([[ahead, 0.2, 0.0]]))
+        u, _, _ = source_pixels(camera, torch.tensor([[ahead, 0.2, 0.0]]))
         wanted = columns.expand(num_above, -1)
         torch.testing.assert_close(u[0, :num_above], wanted, atol=1e-4, rtol=0)
-    u, _ = source_pixels(camera, torch.tensor([[0.0, 0.0, 0.1]]))
+    u, _, _ = source_pixels(camera, torch.tensor([[0.0, 0.0, 0.1]]))
     assert (u[0, 0] < columns - 5).all()  # turned to the left
 
 
@@ -79,6 +82,22 @@ def test_a_standing_car_sees_what_it_saw():
     images = torch.randint(0, 256, (2, 2, 3, HEIGHT, WIDTH), dtype=torch.uint8)
     moved = moved_images(images, torch.zeros(2, 3))
     assert (moved.int() - images.int()).abs().max() <= 1
+
+
+def test_the_wide_road_is_read_where_the_narrow_camera_saw_it():
+    """A line that only the narrow camera shows, where it had this in view."""
+    narrow = line(VIEWS["narrow"], 0.5)
+    images = torch.stack([narrow, torch.full_like(narrow, 77)])[None]
+    wide = moved_images(images, torch.tensor([[3.0, 0.0, 0.0]]))[0, 1, 0]
+    camera = VIEWS["wide"]
+    wanted = line(camera, 0.5)[0]
+    near = slice(HEIGHT - 12, HEIGHT - 4)
+    middle = slice(WIDTH // 2 - 24, WIDTH // 2 + 24)
+    assert (wide[near, middle].int() - wanted[near, middle].int()).abs().float().mean() < 20
+    # Above the horizon, beyond the narrow view and far ahead, the wide camera speaks for itself.
+    assert (wide[: int(camera.center_v)] == 77).all()
+    assert (wide[: HEIGHT - 20, :16] == 77).all()
+    assert (wide[int(camera.center_v) + 1] == 77).all()
 
 
 def test_latents_are_of_what_they_show(tokenizer):

@@ -37,7 +37,9 @@ def make(model, tokenizer, tmp_path):
     write_latents(path, info, [drive("a", 1), drive("b", 2)])
 
     def make(numbers=range(2), **options):
-        config = OwnRolloutsConfig(**{"num_frames": NUM_FRAMES, "num_scenes": 4} | options)
+        config = OwnRolloutsConfig(
+            **{"num_frames": NUM_FRAMES, "num_scenes": 4, "first_step": 0, "growth": 1} | options
+        )
         return OwnRollouts(
             Sampler(model, tokenizer, SamplerConfig(num_steps=2, precision="fp32")),
             WindowSampler(
@@ -81,6 +83,15 @@ def test_a_rollout_goes_on_from_what_it_has_made(make):
     torch.testing.assert_close(later.shown[:, overlap:NUM_HISTORY], first.shown[:, -NUM_TARGETS:])
     torch.testing.assert_close(later.poses[:, 0], first.poses[:, NUM_TARGETS])
     assert not torch.equal(own.minibatch(4).poses, first.poses)
+
+
+def test_rollouts_grow(make):
+    """At first each window begins as recorded; two windows long they are from step 3 on."""
+    own = make(numbers=range(1), num_scenes=1, growth=3)
+    for step in (1, 5):
+        window = own.minibatch(step)
+        is_recorded = torch.equal(window.shown[:, :NUM_HISTORY], window.frames[:, :NUM_HISTORY])
+        assert is_recorded == (step == 1)
 
 
 def test_anchors_are_where_the_window_says(make):
