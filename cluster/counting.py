@@ -18,7 +18,7 @@ from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 from drive_envs.protocol import NUM_CONTEXT
 from world_model.autoencoder import AutoencoderConfig
-from world_model.dit import Size, Told, WorldModel, WorldModelConfig
+from world_model.dit import EVERYTHING, NOTHING, Size, Told, WorldModel, WorldModelConfig
 from world_model.expectation import Expected
 from world_model.sampler import Memory
 from world_model.tokenizer import Tokenizer
@@ -79,13 +79,14 @@ def learnt_gflop(config: PolicyConfig, length: int) -> float:
 def call_gflop(size: Size, width: int, height: int, is_planning: bool) -> float:
     """Count the products of one call of a world model for one frame, in GFLOP.
 
-    Less those that are of a frame, not of a call: `expecting_gflop`.
+    is_planning: the frame is finished, and planned from. Less those that are of a frame, not of a
+    call: `expecting_gflop`.
     """
     model, memory, latents, told = outlined(size, width, height)
-    planning = slice(None) if is_planning else None
+    planning, expecting = (EVERYTHING, NOTHING) if is_planning else (None, EVERYTHING)
     with torch.inference_mode(), FlopCounterMode(display=False) as counter:
         known = Expected(latents, latents)
-        model(latents, told, None, memory.blocks, planning, expected=known)
+        model(latents, told, None, memory.blocks, planning, expecting, expected=known)
     return counter.get_total_flops() / 1e9
 
 

@@ -90,6 +90,7 @@ def test_a_restored_trainer_goes_on_to_the_bit(latents):
     assert [again.step()["loss/total"] for _ in range(3)] == expected
 
 
+@pytest.mark.slow
 def test_learns_from_history_of_its_own(latents):
     own = OwnRolloutsConfig(share=0.5, num_frames=6, num_scenes=4, num_steps=2, first_step=4)
     trainer = make_trainer(latents, own)
