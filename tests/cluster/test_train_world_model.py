@@ -27,6 +27,7 @@ from world_model.latents import LatentsError
 from world_model.model_file import load_world_model, save_world_model
 from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
+from world_model.own_rollouts import OwnRolloutsConfig
 from world_model.pose_net import PoseNetConfig
 from world_model.sampler import SamplerConfig
 from world_model.tokenizer import Tokenizer, load_tokenizer
@@ -276,14 +277,18 @@ def test_a_world_model_run_goes_on_where_it_stopped(trained, world_model_run, cl
 @pytest.mark.slow
 @pytest.mark.parametrize("sharding", ["ddp", "fsdp"])
 def test_two_workers_go_on_where_one_stopped(trained, world_model_run, cluster, tmp_path, sharding):
-    """The same minibatches, weights copied or split; what they leave is whole."""
+    """The same minibatches, weights copied or split, also for their own rollouts; left whole."""
     output = tmp_path / "two"
     shutil.copytree(trained, output)
     shutil.rmtree(output / "checkpoints" / "step_000008")
     run = replace(
         world_model_run,
         preview_every=0,
-        trainer=replace(world_model_run.trainer, sharding=sharding),
+        trainer=replace(
+            world_model_run.trainer,
+            sharding=sharding,
+            own_rollouts=OwnRolloutsConfig(share=0.5, num_frames=3, num_scenes=2, first_step=6),
+        ),
         workers=replace(world_model_run.workers, num_workers=2),
     )
     figures = train_world_model.run(run, output)
