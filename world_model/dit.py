@@ -82,7 +82,7 @@ class WorldModelConfig:
     num_hypotheses: int = 5
     flat_road: bool = True
     plans_from: Literal["arc", "way"] = "way"
-    num_detail: int = 96
+    num_detail: int = 0
 
     def __post_init__(self) -> None:
         step = PATCH * STRIDE

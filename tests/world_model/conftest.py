@@ -18,6 +18,7 @@ CONFIG = WorldModelConfig(
     latent_channels=4,
     num_history=NUM_HISTORY,
     num_anchors=NUM_ANCHORS,
+    num_detail=8,
 )
 NUM_CONTEXT = NUM_HISTORY + 1
 

@@ -24,7 +24,7 @@ def loaded():
 @pytest.fixture(scope="module")
 def sampler(loaded):
     model, tokenizer = loaded
-    return Sampler(model, tokenizer, SamplerConfig(num_steps=4, temperature=0.7))
+    return Sampler(model, tokenizer, SamplerConfig(num_steps=4))
 
 
 @pytest.fixture(scope="module")
@@ -54,9 +54,5 @@ def test_its_plans_lead_back_to_the_recording_where_they_are_anchored_there(samp
     anchored, alone = (
         recovery(sampler, scenes, EVALUATION, is_anchored=anchors) for anchors in (True, False)
     )
-    # Its plans come back late, but they do: 0.8 m are left after 2 s, where people leave 0.3.
-    assert anchored["2_s"] < 0.9
-    assert anchored["4_s"] < 0.6
-    assert abs(anchored["anchor"]) < 0.1
-    assert anchored["anchor_distance"] < 0.3
+    assert anchored["2_s"] < 0.7
     assert alone["2_s"] > 0.9
