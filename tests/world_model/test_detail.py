@@ -1,6 +1,6 @@
 import torch
 
-from world_model.detail import NUM_FEATURES, Detail
+from world_model.detail import NUM_BLOCKS, NUM_FEATURES, Detail
 
 
 def test_nothing_is_drawn_at_first():
@@ -15,11 +15,12 @@ def test_what_is_drawn_depends_on_what_lies_beside_it():
     detail = Detail(num_shown=4, num_channels=2, num_hidden=8)
     for parameter in detail.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
-    features, shown = torch.randn(1, NUM_FEATURES, 9, 17), torch.randn(1, 4, 9, 17)
+    features, shown = torch.randn(1, NUM_FEATURES, 19, 23), torch.randn(1, 4, 19, 23)
     before = detail(features, shown)
     changed = shown.clone()
-    changed[:, :, 4, 8] += 1.0
+    changed[:, :, 9, 11] += 1.0
     difference = (detail(features, changed) - before).abs().amax((0, 1))
     rows, columns = difference.nonzero().unbind(1)
-    assert rows.max() - rows.min() > 2
-    assert columns.max() - columns.min() > 2
+    reach = 2 * NUM_BLOCKS + 2
+    assert (rows.min(), rows.max()) == (9 - reach, 9 + reach)
+    assert (columns.min(), columns.max()) == (11 - reach, 11 + reach)
