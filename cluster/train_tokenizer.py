@@ -105,8 +105,7 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     train, held_out = load_frames(config, "train"), load_frames(config, "held_out")
     tokenizer = Tokenizer(config.autoencoder).to(device)
     assert isinstance(tokenizer.coder, Autoencoder)
-    rows = torch.linspace(0, len(train) - 1, min(NUM_COMPARED, len(train))).long()
-    tokenizer.coder.start_linear(to_float(train[rows]).to(device))
+    tokenizer.coder.start_linear(to_float(spread(train, NUM_COMPARED)).to(device))
     pages = Pages(
         output / "tensorboard",
         config,
@@ -118,8 +117,7 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     seconds = fit(config, tokenizer, FrameSet(train, config.seed), perceptual, output)
     log.info("measuring the latents of %d frames", len(train))
     tokenizer.standardise(batch.to(device) for batch in train.split(config.batch_size))
-    rows = torch.linspace(0, len(train) - 1, min(NUM_WEIGHED, len(train))).long()
-    tokenizer.weigh(train[rows].to(device))
+    tokenizer.weigh(spread(train, NUM_WEIGHED).to(device))
     save_tokenizer(tokenizer.cpu(), output / "tokenizer")
     # What is judged is what was written, with its weights rounded.
     tokenizer = load_tokenizer(output / "tokenizer").to(device)
@@ -127,6 +125,11 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     write_sheet(tokenizer, held_out, output / "reconstructions.png")
     pages.end(config.num_steps, figures)
     return {"steps": config.num_steps, "seconds": round(seconds, 1), **figures}
+
+
+def spread(frames: Tensor, num: int) -> Tensor:
+    """Choose up to `num` frames, evenly."""
+    return frames[torch.linspace(0, len(frames) - 1, min(num, len(frames))).long()]
 
 
 def load_frames(config: TrainTokenizerRun, split: str) -> Tensor:
