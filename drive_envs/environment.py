@@ -64,9 +64,10 @@ class EnvConfig:
     `plan` is what the world itself plans, which must be a `PlanningWorld`. lateral_rate: 1/s, how
     fast the teacher leads back.
     max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
-    section 2: the warp's range is less than 4 m). max_station_error: the same along the path, from
-    where the recorded car was at the time; infinity for never. How scenes are drawn is the
-    sampler's.
+    section 2: the warp's range is less than 4 m); lane_change_margin: m more while the driver is
+    told of a lane change, when the path moves to the next lane and who is late is far from it.
+    max_station_error: along the path, from where the recorded car was at the time; infinity for
+    never. How scenes are drawn is the sampler's.
     """
 
     width: int = 128
@@ -78,6 +79,7 @@ class EnvConfig:
     lateral_rate: float = LATERAL_RATE
     reward: rewarding.RewardConfig = field(default_factory=rewarding.RewardConfig)
     max_lateral_error: float = 4.0
+    lane_change_margin: float = 0.0
     max_station_error: float = 8.0
 
     def __post_init__(self) -> None:
@@ -89,6 +91,8 @@ class EnvConfig:
             raise ValueError(f"teacher is '{self.teacher}'; use path or plan")
         if not 0 < self.max_lateral_error <= 20:
             raise ValueError(f"max_lateral_error is {self.max_lateral_error} m, not within 0..20")
+        if not 0 <= self.lane_change_margin <= 10:
+            raise ValueError(f"lane_change_margin is {self.lane_change_margin} m, not within 0..10")
         if not self.max_station_error > 0:
             raise ValueError(
                 f"max_station_error is {self.max_station_error} m, it must be positive"
@@ -192,7 +196,7 @@ class DrivingVectorEnv(VectorEnv):
                 jerk = torch.zeros(self.num_envs, dtype=torch.float64)
             ahead = self._station_error
             left = was_active & (
-                (self._offset.lateral.abs() > self.config.max_lateral_error)
+                (self._offset.lateral.abs() > self._max_lateral_error())
                 | (ahead.abs() > self.config.max_station_error)
             )
             arrived = was_active & ~left & (self._step >= self._num_steps)
@@ -208,6 +212,11 @@ class DrivingVectorEnv(VectorEnv):
         self._info["active"] = self._active.numpy().copy()
         info = self._info | {"seconds": self.seconds}
         return self._observation, earned.numpy(), left.numpy(), arrived.numpy(), info
+
+    def _max_lateral_error(self) -> Tensor:
+        """How far (batch,) the cars may be from their paths, m: farther in a lane change."""
+        is_changing = self._paths.told[:, NUM_PAST + self._step, 0] < 1
+        return self.config.max_lateral_error + self.config.lane_change_margin * is_changing
 
     def _begin(self, scenes: Sequence[Scene], rngs: list[np.random.Generator]) -> None:
         """Put the cars at the start of their scenes, steering as they must have to get there."""

@@ -265,6 +265,19 @@ def test_leaving_the_road_terminates_and_does_not_truncate(scenes):
     assert sum(bool(step[2][3]) for step in away) == 1
 
 
+def test_who_is_late_in_a_lane_change_may_be_farther_off(synthetic):
+    paths = [synthetic.arc_path(15.0, 0.0, desire=desire) for desire in ((), [(22, 1)])]
+    scenes = [Scene(path=path, start=20, num_steps=30, source=None) for path in paths]
+    env = blank(scenes, EnvConfig(max_lateral_error=2.5, lane_change_margin=1.5))
+    _, info = env.reset()
+    steps = follow(env, info, lambda info: np.full((2, 2), 0.005, np.float32))
+    farthest = np.abs([step[-1]["lateral_error"] for step in steps]).max(axis=0)
+    assert np.stack([step[2] for step in steps]).any(axis=0).all()
+    # In one step it goes some 0.7 m to the side.
+    assert 2.5 < farthest[0] < 3.2
+    assert 4.0 < farthest[1] < 4.9
+
+
 def test_context_is_displaced_as_the_start_is_and_leads_into_it(scenes):
     env = blank(scenes)
     observation, info = env.reset()
@@ -392,6 +405,8 @@ def test_wrong_sizes_and_counts_are_named(scenes, sampler):
         blank(scenes).reset(options={"scenes": scenes[:1]})
     with pytest.raises(ValueError, match="max_lateral_error is 0"):
         EnvConfig(max_lateral_error=0.0)
+    with pytest.raises(ValueError, match="lane_change_margin is -1"):
+        EnvConfig(lane_change_margin=-1.0)
 
 
 def test_sampler_config_is_what_the_environment_draws_from(synthetic_segment):
