@@ -37,7 +37,7 @@ JOBS = {
     "record": Job(
         module="cluster.record",
         schema="RecordRun",
-        runs=("record", "record_traffic", "record_sample"),
+        runs=("record", "record_highway", "record_traffic", "record_sample"),
         summary="drive MetaDrive as a person would and write segments",
     ),
     "import": Job(

@@ -34,7 +34,7 @@ class HabitsConfig:
     """
 
     dim: int = 4
-    num_slots: int = 8192
+    num_slots: int = 65536
     rate: float = 20.0
     prior: float = 0.02
     share_without: float = 0.25
