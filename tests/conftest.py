@@ -16,6 +16,16 @@ torch.set_num_threads(1)
 os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
+def pytest_xdist_auto_num_workers(config):
+    """How many processes `-n auto`, our default, means: two for all of the tests, none for chosen ones.
+
+    More would want for memory where there are more cores: each has a Ray, and models of its own.
+    """
+    is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS
+    is_chosen = config.option.keyword or config.option.markexpr != "not long"
+    return min(2, len(os.sched_getaffinity(0))) if is_all and not is_chosen else 0
+
+
 def load(name):
     """Import a test helper that lies beside the tests (importlib mode has no packages)."""
     path = Path(__file__).parent / name

@@ -162,7 +162,7 @@ def test_levels_without_loss_are_left_out():
     assert [name for name in figures if "_at_" in name] == ["loss/flow_at_0_0.2"]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_mission_sizes_take_a_step_and_make_a_frame():
     """500m, both cameras at 128 x 256: one training step and one sampled frame on two cores."""
