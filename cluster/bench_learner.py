@@ -187,7 +187,7 @@ def random_rollout(training: TrainPolicyRun, seed: int) -> Rollout:
         },
         action=0.01 * normal(*time_batch, 2),
         action_normalized=normal(*time_batch, 2),
-        log_prob=normal(*time_batch),
+        log_probs=normal(*time_batch, 2),
         reward=normal(*time_batch),
         terminated=never,
         truncated=never,

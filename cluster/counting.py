@@ -34,11 +34,11 @@ def bytes_of(config: TrainPolicyRun) -> tuple[float, float]:
     image = 2 * 3 * config.policy.height * config.policy.width
     frame = image + 4 * (1 + 3 + 2)
     plan = 4 * NUM_POINTS * NUM_VALUES + NUM_POINTS
-    step = plan + 3 * 4 * 2 + 3 * 4 + 3  # three actions; log_prob, reward, lateral_error; flags
+    step = plan + 4 * 4 * 2 + 2 * 4 + 3  # three actions, log_probs; reward, lateral_error; flags
     length = config.rollout_steps
     of_rollout = frame * (NUM_CONTEXT + length + 1) / length + step + 8 / length
     noise = 0 if config.policy.bottleneck_bits is None else 4 * config.policy.num_features
-    learnt = plan + 2 * 4 * 2 + 2 * 4 + 2  # two actions; log_prob, reward; flags
+    learnt = plan + 3 * 4 * 2 + 4 + 2  # two actions, log_probs; reward; flags
     length = config.queue.sequence_length
     of_batch = (frame + noise) * (NUM_CONTEXT + length + 1) / length + learnt + 2 * 8 / length
     return of_rollout, of_batch

@@ -46,11 +46,6 @@ def log_probs(mean: Pair, log_std: Pair, normalized: Pair) -> Pair:
     return -0.5 * deviation.square() - log_std - 0.5 * math.log(2 * math.pi)
 
 
-def log_prob(mean: Pair, log_std: Pair, normalized: Pair) -> Scalar:
-    """Return log N(u; mean, std), summed over the two dimensions."""
-    return log_probs(mean, log_std, normalized).sum(-1)
-
-
 def entropy(log_std: Pair) -> Scalar:
     """Return the differential entropy of N(., std) in nats, summed over the two dimensions."""
     return (log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)

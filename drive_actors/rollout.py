@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from drive_actors.action import command_from_normalized, log_prob, normalized_from_command
+from drive_actors.action import command_from_normalized, log_probs, normalized_from_command
 from drive_actors.bottleneck import noise as bottleneck_noise
 from drive_actors.policy import Policy
 from drive_envs.environment import DrivingVectorEnv
@@ -179,7 +179,7 @@ def collect(
 def act(
     policy: Policy, history: Tensor, speed: Tensor, draw: Tensor, teacher: np.ndarray
 ) -> dict[str, np.ndarray]:
-    """Choose u = mean + std * draw; return it, the command it means and its log density.
+    """Choose u = mean + std * draw; return it, the command it means and its log densities.
 
     Where `teacher` has a command (batch, 2), and not NaN, that is chosen.
     """
@@ -189,5 +189,5 @@ def act(
     return {
         "action": command_from_normalized(normalized, speed).numpy(),
         "action_normalized": normalized.numpy(),
-        "log_prob": log_prob(mean, log_std, normalized).numpy(),
+        "log_probs": log_probs(mean, log_std, normalized).numpy(),
     }

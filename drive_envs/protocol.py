@@ -27,8 +27,8 @@ class Rollout:
     observation: per key (C+T+1, B, ...), as the environment gives them: `narrow`, `wide` uint8
         (3, H, W); `speed` m/s (1,), `desire` (3,), `last_action` (2,) float32.
     action: command sent to the environment: curvature 1/m, acceleration m/s^2.
-    action_normalized, log_prob: the same in the units of `drive_actors.action`, and its log density
-        under the policy that acted.
+    action_normalized, log_probs: the same in the units of `drive_actors.action`, and the log
+        density of each of its two numbers under the policy that acted.
     active: whether the scene was still running when step t began. T is the same for all scenes; a
         scene that is over repeats its last observation, and all else in its rows is zero.
     terminated, truncated: set on the scene's last active step only.
@@ -43,7 +43,7 @@ class Rollout:
     observation: dict[str, np.ndarray]
     action: Pair
     action_normalized: Pair
-    log_prob: Scalar
+    log_probs: Pair
     reward: Scalar
     terminated: Flag
     truncated: Flag

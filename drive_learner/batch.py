@@ -36,7 +36,7 @@ class Batch:
     observation: Mapping[str, Tensor]
     noise: Float32[Tensor, "frame batch features"] | None
     action_normalized: Float32[Tensor, "time batch 2"]
-    log_prob: Scalar
+    log_probs: Float32[Tensor, "time batch 2"]
     reward: Scalar
     terminated: Flag
     active: Flag
@@ -63,7 +63,7 @@ class Batch:
 
 STEP_FIELDS = (
     "action_normalized",
-    "log_prob",
+    "log_probs",
     "reward",
     "terminated",
     "active",

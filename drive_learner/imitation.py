@@ -86,7 +86,7 @@ def recorded_rollout(segment: Segment, rows: slice, images: Mapping[str, np.ndar
         observation={key: value[:, None] for key, value in {**images, **state}.items()},
         action=taken,
         action_normalized=np.zeros_like(taken),
-        log_prob=zero,
+        log_probs=np.zeros_like(taken),
         reward=zero,
         terminated=never,
         truncated=never,

@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from drive_actors.action import entropy, log_prob, log_probs, normalized_from_command
+from drive_actors.action import entropy, log_probs, normalized_from_command
 from drive_actors.policy import PolicyOutput
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
@@ -76,7 +76,10 @@ def losses(
     recording's.
     """
     mean, log_std = output.action_mean[:-1], output.action_log_std[:-1]
-    log_ratio = log_prob(mean, log_std, batch.action_normalized) - batch.log_prob
+    # What the car does not obey has no consequences: it is no part of the ratio.
+    obeyed = slice(None) if is_longitudinal else slice(1)
+    own = log_probs(mean, log_std, batch.action_normalized)[..., obeyed].sum(-1)
+    log_ratio = own - batch.log_probs[..., obeyed].sum(-1)
     targets = value_targets(output.value.detach(), log_ratio.detach(), batch, config)
     speed = batch.observation["speed"][NUM_CONTEXT:-1]
     teacher = normalized_from_command(batch.teacher_action, speed)
@@ -84,15 +87,11 @@ def losses(
     active = batch.active
     taught = output.taught_mean[:-1], output.taught_log_std[:-1]
     balance = (2 * config.action_beta * taught[1].detach()).exp()
-    obeyed = log_probs(mean, log_std, batch.action_normalized)
     parts = {
         "plan": plan_loss(output.plan, batch),
         "action": -masked_mean((balance * log_probs(*taught, teacher)).sum(-1), active),
         # d(ratio)/d(theta) at rho folded into the advantage: log pi's gradient alone
-        "policy_gradient": -masked_mean(
-            targets.advantage * (obeyed.sum(-1) if is_longitudinal else obeyed[..., 0]),
-            active,
-        ),
+        "policy_gradient": -masked_mean(targets.advantage * own, active),
         "value": 0.5 * masked_mean((output.value[:-1] - targets.value_target).square(), active),
         "entropy": -masked_mean(entropy(log_std), active),
     }

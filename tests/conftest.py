@@ -17,9 +17,9 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def pytest_xdist_auto_num_workers(config):
-    """How many processes `-n auto`, our default, means: two for all of the tests, none for chosen ones.
+    """How many processes `-n auto`, our default, means: two for all tests, none for chosen ones.
 
-    More would want for memory where there are more cores: each has a Ray, and models of its own.
+    Each has a Ray and models of its own: of more, large machines would want for memory.
     """
     is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     is_chosen = config.option.keyword or config.option.markexpr != "not long"

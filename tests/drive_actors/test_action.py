@@ -9,7 +9,7 @@ from drive_actors.action import (
     bounded_log_std,
     command_from_normalized,
     entropy,
-    log_prob,
+    log_probs,
     normalized_from_command,
 )
 
@@ -31,9 +31,7 @@ def test_density_and_entropy_are_those_of_a_normal():
     mean, raw, normalized = torch.randn(3, 5, 4, 2)
     log_std = bounded_log_std(raw)
     normal = Normal(mean, log_std.exp())
-    torch.testing.assert_close(
-        log_prob(mean, log_std, normalized), normal.log_prob(normalized).sum(-1)
-    )
+    torch.testing.assert_close(log_probs(mean, log_std, normalized), normal.log_prob(normalized))
     torch.testing.assert_close(entropy(log_std), normal.entropy().sum(-1))
 
 

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from drive_actors.action import log_prob
+from drive_actors.action import log_probs
 from drive_actors.bottleneck import noise
 from drive_actors.rollout import collect
 from drive_envs.protocol import NUM_CONTEXT
@@ -35,12 +35,13 @@ def test_learner_side_unroll_has_importance_ratio_one(stripes_env, tiny_policy, 
     drawn = noise(rollout.noise_seed, frames, rollout.num_scenes, tiny_policy.config.num_features)
     needed = torch.from_numpy(rollout.needed_frames) if is_masked else None
     output = tiny_policy.unroll(tensors(rollout.observation), drawn, needed)
-    density = log_prob(
+    density = log_probs(
         output.action_mean[:-1],
         output.action_log_std[:-1],
         torch.from_numpy(rollout.action_normalized),
     )
-    ratio = (density - torch.from_numpy(rollout.log_prob)).exp()[torch.from_numpy(rollout.active)]
+    log_ratio = (density - torch.from_numpy(rollout.log_probs)).sum(-1)
+    ratio = log_ratio.exp()[torch.from_numpy(rollout.active)]
     torch.testing.assert_close(ratio, torch.ones_like(ratio), atol=1e-5, rtol=0)
 
 
@@ -100,9 +101,9 @@ def test_the_teacher_drives_his_share_of_the_steps(stripes_env, tiny_policy):
     with torch.no_grad():
         output = tiny_policy.unroll(tensors(shared.observation), drawn)
     u = torch.from_numpy(shared.action_normalized)
-    density = log_prob(output.action_mean[:-1], output.action_log_std[:-1], u).numpy()
+    density = log_probs(output.action_mean[:-1], output.action_log_std[:-1], u).numpy()
     np.testing.assert_allclose(
-        shared.log_prob[shared.active], density[shared.active], rtol=1e-3, atol=1e-3
+        shared.log_probs[shared.active], density[shared.active], rtol=1e-3, atol=1e-3
     )
 
 

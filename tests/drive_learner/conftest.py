@@ -50,7 +50,7 @@ def random_rollout(num_steps=12, lengths=(12, 7, 3), seed=0, version=0, actor=0)
         },
         action=0.01 * normal(num_steps, scenes, 2),
         action_normalized=normal(num_steps, scenes, 2),
-        log_prob=normal(num_steps, scenes),
+        log_probs=normal(num_steps, scenes, 2),
         reward=normal(num_steps, scenes) * active,
         terminated=ends & is_terminated,
         truncated=ends & ~is_terminated,

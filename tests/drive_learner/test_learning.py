@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from drive_actors.action import log_prob
+from drive_actors.action import log_probs
 from drive_actors.policy import Policy
 from drive_actors.rollout import collect
 from drive_envs.environment import DrivingVectorEnv, EnvConfig
@@ -49,8 +49,8 @@ def test_at_equal_weights_the_importance_ratio_is_one(make_env, tiny_policy, len
     batch = batch_of(rollout, length)
     with torch.no_grad():
         output = tiny_policy.unroll(batch.observation, batch.noise)
-    learnt = log_prob(output.action_mean[:-1], output.action_log_std[:-1], batch.action_normalized)
-    difference = (learnt - batch.log_prob)[batch.active]
+    learnt = log_probs(output.action_mean[:-1], output.action_log_std[:-1], batch.action_normalized)
+    difference = (learnt - batch.log_probs)[batch.active].sum(-1)
     np.testing.assert_allclose(difference.exp(), 1, atol=1e-5)
 
 

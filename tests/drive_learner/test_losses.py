@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from drive_actors.action import log_prob, normalized_from_command
+from drive_actors.action import log_probs, normalized_from_command
 from drive_actors.policy import PolicyOutput
 from drive_envs.plan import Hypotheses, negative_log_likelihood
 from drive_envs.protocol import NUM_CONTEXT
@@ -59,9 +59,9 @@ def test_value_targets_are_vtrace_on_the_true_next_states(tiny_policy, batch):
     output = output_of(tiny_policy, batch)
     config = LossConfig(discount=0.9)
     log_ratio = (
-        log_prob(output.action_mean[:-1], output.action_log_std[:-1], batch.action_normalized)
-        - batch.log_prob
-    )
+        log_probs(output.action_mean[:-1], output.action_log_std[:-1], batch.action_normalized)
+        - batch.log_probs
+    ).sum(-1)
     together = value_targets(output.value, log_ratio, batch, config)
     for b, num in enumerate(batch.active.sum(0).tolist()):
         is_last = torch.zeros(num, 1, dtype=torch.bool)
@@ -81,7 +81,7 @@ def test_value_targets_are_vtrace_on_the_true_next_states(tiny_policy, batch):
 
 def test_uncorrected_targets_take_every_action_for_the_policys_own(tiny_policy, batch):
     output = output_of(tiny_policy, batch)
-    lagged = torch.full_like(batch.log_prob, -0.7)
+    lagged = torch.full_like(batch.reward, -0.7)
     config = LossConfig(is_corrected=False)
     ignored = value_targets(output.value, lagged, batch, config)
     own = value_targets(output.value, torch.zeros_like(lagged), batch, LossConfig())
@@ -100,7 +100,7 @@ def test_what_a_scene_holds_after_its_end_changes_nothing(tiny_policy, batch):
             )
             for name in (
                 "action_normalized",
-                "log_prob",
+                "log_probs",
                 "reward",
                 "teacher_plan",
                 "teacher_action",
@@ -153,8 +153,10 @@ def test_policy_gradient_makes_better_actions_likelier(batch, is_longitudinal):
     zeros = torch.zeros(shape[0] + 1, shape[1], 2, 33, 15)
     plan = Hypotheses(zeros, zeros, zeros[..., 0, 0])
     output = PolicyOutput(plan, mean, log_std, zeros[..., 0, 0, 0], mean, log_std)
-    behaviour = log_prob(mean[:-1], log_std[:-1], batch.action_normalized).detach()
-    batch = replace(batch, log_prob=behaviour)
+    behaviour = log_probs(mean[:-1], log_std[:-1], batch.action_normalized).detach()
+    if not is_longitudinal:  # what is not obeyed does not count, however unlikely it has become
+        behaviour[..., 1] -= 3.0
+    batch = replace(batch, log_probs=behaviour)
     config = LossConfig(plan=0.0, action=0.0, value=0.0, entropy=0.0, policy_gradient=1.0)
     advantage = value_targets(output.value, torch.zeros(shape), batch, config).advantage
     total, metrics = losses(output, batch, config, is_longitudinal=is_longitudinal)
