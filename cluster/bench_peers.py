@@ -55,8 +55,8 @@ class PeersBench:
     """What is compared, and how long.
 
     grid: `short` is four points, `full` is each of sizes, step_ms and actors with each. systems:
-    beside ours. sample_factory_python: an interpreter with sample-factory, torch, einops,
-    jaxtyping, safetensors and scipy, null to leave it out. scenes: of an actor. fragment: steps.
+    beside ours. sample_factory_python: an interpreter with sample-factory, numpy below 2, torch,
+    einops, jaxtyping, safetensors and scipy, null to leave it out. scenes: of an actor. fragment: steps.
     sequences: of a minibatch. seconds: of a measurement, at least, and three gradient steps.
     warm_up: seconds before each. num_repeats: measurements of each. max_open: actors at once, of
     all systems.
@@ -90,8 +90,8 @@ class PeersBench:
         if self.sample_factory_python is not None and not self.sample_factory_python.exists():
             raise ValueError(
                 f"peers.sample_factory_python: there is no {self.sample_factory_python}; give an "
-                "interpreter with sample-factory, torch, einops, jaxtyping, safetensors and scipy, "
-                "or null"
+                "interpreter with sample-factory, numpy below 2, torch, einops, jaxtyping, "
+                "safetensors and scipy, or null"
             )
 
     @property

@@ -3,9 +3,9 @@
     PYTHON cluster/peer_sample_factory.py REPOSITORY FD
 
 It speaks as `cluster.peer_process` does, but a measurement starts and stops a whole run, for a run
-cannot be held. PYTHON needs sample-factory, torch, einops, jaxtyping, safetensors and scipy; from
-REPOSITORY it takes the network alone. Sample Factory has its own heads and losses (APPO with GAE)
-around it, and is handed the images as bytes, as the others are.
+cannot be held. PYTHON needs sample-factory, numpy below 2, torch, einops, jaxtyping, safetensors
+and scipy; from REPOSITORY it takes the network alone. Sample Factory has its own heads and losses
+(APPO with GAE) around it, and is handed the images as bytes, as the others are.
 """
 
 # pyright: reportMissingImports=false, reportIncompatibleMethodOverride=false
