@@ -56,8 +56,8 @@ class PeersBench:
 
     grid: `short` is four points, `full` is each of sizes, step_ms and actors with each. systems:
     beside ours. sample_factory_python: an interpreter with sample-factory, numpy below 2, torch,
-    einops, jaxtyping, safetensors and scipy, null to leave it out. scenes: of an actor. fragment: steps.
-    sequences: of a minibatch. seconds: of a measurement, at least, and three gradient steps.
+    einops, jaxtyping, safetensors and scipy, null to leave it out. scenes: of an actor. fragment:
+    steps. sequences: of a minibatch. seconds: of a measurement, and three gradient steps at least.
     warm_up: seconds before each. num_repeats: measurements of each. max_open: actors at once, of
     all systems.
     rllib_learners, rllib_aggregators, rllib_in_flight: RLlib's processes beside its actors, and

@@ -89,6 +89,8 @@ def test_the_reward_alone_teaches_to_drive(make_env, tiny_policy):
         loss=replace(NO_LOSS, policy_gradient=1.0, value=0.1),
         optimizer=OptimizerConfig(learning_rate=1e-2, num_warmup_steps=0),
     )
+    # Of 40 policies drawn at random 37 learn it; those that drive to the left by themselves cannot.
+    torch.manual_seed(0)
     learner = Learner(Policy(tiny_policy.config), config)
     rollout = collect(env, learner.policy, version=0, actor=0, seed=0, num_steps=5)
     batch = batch_of(rollout, 5)
