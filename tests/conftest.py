@@ -19,7 +19,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "token")
 def pytest_xdist_auto_num_workers(config):
     """How many processes `-n auto`, our default, means: two for all tests, none for chosen ones.
 
-    Each has a Ray and models of its own: of more, large machines would want for memory.
+    Not one for each core: each has a Ray and models of its own, and memory would run out.
     """
     is_all = config.args_source is pytest.Config.ArgsSource.TESTPATHS
     is_chosen = config.option.keyword or config.option.markexpr != "not long"
