@@ -12,6 +12,7 @@ import pytest
 
 from cluster.main import CommandError, main, parse
 from cluster.submit import SubmitError, SubmitRun, entrypoint, start
+from drive_envs.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
 
@@ -118,8 +119,8 @@ def test_a_job_goes_through_a_cluster_that_grows_and_shrinks(nodes, recordings, 
         *("actors={max_actors: 3, num_cpus: 0, resources: {sim: 1}}", "loop.checkpoint_every=20"),
     ]
     follower = subprocess.Popen(command, env=nodes.env, cwd=tmp_path)
-    checkpoints = storage / "there" / "checkpoints"
-    wait_until(lambda: any(checkpoints.glob("step_*")), 240, "a first checkpoint")
+    folder = storage / "there" / "checkpoints"
+    wait_until(lambda: bool(checkpoints(folder)), 240, "a first checkpoint")
     assert nodes.num_actors() == 1
 
     nodes.give_way()
@@ -130,22 +131,22 @@ def test_a_job_goes_through_a_cluster_that_grows_and_shrinks(nodes, recordings, 
     assert time.monotonic() - begin < 15
 
     nodes.lose(first)
-    step = max(checkpoints.glob("step_*"))
-    wait_until(lambda: max(checkpoints.glob("step_*")) > step, 120, "steps after a node was lost")
+    last = checkpoints(folder)[-1]
+    wait_until(lambda: checkpoints(folder)[-1] > last, 120, "steps after a node was lost")
     wait_until(lambda: nodes.num_actors() == 1, 120, "the lost node's actor to be counted out")
 
     (learner,) = nodes.called("-m cluster train-policy")
-    step, begin = max(checkpoints.glob("step_*")), time.monotonic()
+    last, begin = checkpoints(folder)[-1], time.monotonic()
     learner.kill()
-    wait_until(lambda: max(checkpoints.glob("step_*")) > step, 120, "a learner that was killed")
+    wait_until(lambda: checkpoints(folder)[-1] > last, 120, "a learner that was killed")
     log.info("a learner that is killed learns again after %.1f s", time.monotonic() - begin)
     assert time.monotonic() - begin < 30
 
     # The follower ends and the job does not; who asks for it again follows it to its end.
     follower.send_signal(signal.SIGINT)
     assert follower.wait(timeout=60) == 130
-    step = max(checkpoints.glob("step_*"))
-    wait_until(lambda: max(checkpoints.glob("step_*")) > step, 120, "steps without a follower")
+    last = checkpoints(folder)[-1]
+    wait_until(lambda: checkpoints(folder)[-1] > last, 120, "steps without a follower")
     followed = tmp_path / "runs" / "submit-reprojective" / "job.txt"
     followed.unlink()
     follower = subprocess.Popen(command, env=nodes.env, cwd=tmp_path)
@@ -154,7 +155,7 @@ def test_a_job_goes_through_a_cluster_that_grows_and_shrinks(nodes, recordings, 
     assert follower.wait(timeout=60) not in (0, 2)
 
     # The same run, as long as it has become and ten steps more: it goes on and ends well.
-    step = int(max(checkpoints.glob("step_*")).name.removeprefix("step_"))
+    step = int(checkpoints(folder)[-1].name.removeprefix("step_"))
     command[command.index("submit.id=grows")] = "submit.id=ends"
     command[command.index("num_steps=100000")] = f"num_steps={step + 10}"
     done = subprocess.run(
