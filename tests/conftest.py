@@ -14,6 +14,9 @@ import torch
 torch.set_num_threads(1)
 # What a local cluster asks for by default. It is read as Ray is imported, so no test may be before.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Ray's workers yield to all others, by default: beside another process of tests an actor took more
+# than 30 s to be started, here 17.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 def pytest_xdist_auto_num_workers(config):
