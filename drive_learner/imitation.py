@@ -11,7 +11,7 @@ import logging
 import os
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -205,6 +205,8 @@ class RecordedFeed:
             desire = segments[stretch.segment].desire[stretch.rows]
             near.append(lane_change_near(desire)[NUM_CONTEXT + steps[-1]])
         self._starts = Starts(steps, near, lane_change_share)
+        self._maker = ThreadPoolExecutor(1, "make-minibatches")
+        self._ahead: tuple[int, Future[Batch]] | None = None
         self._check()
 
     def _skip(self, stretch: Stretch, cause: str) -> None:
@@ -225,7 +227,14 @@ class RecordedFeed:
         """Recordings don't depend on the policy."""
 
     def next(self, version: int) -> Batch:
-        """Draw the minibatch of gradient step `version`."""
+        """Draw the minibatch of gradient step `version`; the one after is made meanwhile."""
+        if self._ahead is None or self._ahead[0] != version:
+            self._ahead = version, self._maker.submit(self._make, version)
+        made = self._ahead[1].result()
+        self._ahead = version + 1, self._maker.submit(self._make, version + 1)
+        return made
+
+    def _make(self, version: int) -> Batch:
         generator = np.random.default_rng([self._seed, version])
         batch = collate(self._pick(generator), self._length)
         batch.policy_version.fill_(version)
