@@ -50,7 +50,8 @@ def run(config: BenchRun, output: Path) -> dict[str, Any]:
     }
     if config.topic == "reprojection" and config.data is not None:
         network = lpips_or_none(config.reprojection.lpips_weights)
-        figures |= bench_real_views(config.data, output, network, config.reprojection.every)
+        every, height = config.reprojection.every, config.reprojection.camera_height
+        figures |= bench_real_views(config.data, output, network, every, height)
     elif config.topic in ("all", "reprojection"):
         figures["reprojection"] = bench_reprojection(output, config.reprojection)
     if config.topic in ("all", "rollout"):

@@ -3,8 +3,11 @@
 The right camera is a true picture from beside the left one, and a later frame is one from further
 on. Each is drawn from the left camera's frames and compared: from the frame that is asked for alone
 ("one source"), and with others before and after it, as near as that frame or farther, which fill
-what it did not see. The frame that is looked for is never a source. "No warp" is the frame left as
-it is.
+what it did not see ("all sources"). Their depth is the lidar's, completed, and corrected by frames
+before and after. The same sources with depth that comes from elsewhere are beside it: from the
+lidar alone, from a flat road below the camera, and from that road and motion, as of a drive that
+was filmed without a lidar. The frame that is looked for is never a source, nor one that depth
+comes from. "No warp" is the frame left as it is.
 
 A folder holds `image_02` and `image_03` (left and right, a picture a frame), `depth_02` (uint16
 PNGs, metres times `depth_scale`, few points) and `poses.json`: `fx`, `fy`, `cx`, `cy`, the
@@ -31,15 +34,21 @@ from torch import Tensor, nn
 from cluster.progress import CONSOLE, track
 from drive_envs.camera import Camera
 from drive_envs.depth_completion import Completion, completed
+from drive_envs.depth_from_motion import Neighbours, improved
 from drive_envs.image_files import picture_files
 from drive_envs.image_metrics import lpips_distance, psnr
 from drive_envs.recording import RecordingError
 from drive_envs.reprojection import Reprojected, reproject
+from drive_envs.virtual_view import ground_depth
 
 log = logging.getLogger(__name__)
 
 LEFT, RIGHT = "02", "03"
 DEPTH_SCALE = 256.0  # of the layout's depth maps
+NEIGHBOURS = (-4, -2, 2, 4)  # frames that depth is corrected by: at 10 Hz the rows of a segment
+LIDAR, BOTH, FLAT, MOTION = WAYS = ("lidar", "lidar, motion", "flat road", "flat road, motion")
+ALL_SOURCES = "all sources"
+NEAR_POINT = 2  # pixels around a point of the lidar that are left as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +67,7 @@ class Task:
 
 TASKS = {
     "left_right": Task(camera=RIGHT, ahead=0, sources=(0, 1, 2)),
-    "t+1": Task(camera=LEFT, ahead=1, sources=(0, 2, -1, 3)),
+    "t+1": Task(camera=LEFT, ahead=1, sources=(0, 2, -2, 4)),
     "t+5": Task(camera=LEFT, ahead=5, sources=(0, 10)),
 }
 
@@ -66,7 +75,7 @@ TASKS = {
 class StereoDrive:
     """The drive in a folder. Raises RecordingError, which names the file, where it is no such."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, camera_height: float) -> None:
         poses = folder / "poses.json"
         try:
             known = json.loads(poses.read_text())
@@ -78,6 +87,7 @@ class StereoDrive:
                 focal=focal,
                 center_u=known["cx"] + 0.5,
                 center_v=known["cy"] + 0.5,
+                mount_height=camera_height * focal_v / focal,  # stretched, as the world below
             )
             world_from_rectified = [np.array(row["T_world_cam0rect"]) for row in known["frames"]]
             projections = {side: np.array(known[f"P_rect_{side}_scaled"]) for side in (LEFT, RIGHT)}
@@ -116,15 +126,31 @@ class StereoDrive:
             raise RecordingError(file, "damaged image, or not of the size that poses.json says")
         return np.ascontiguousarray(pixels[..., ::-1])
 
-    def depth(self, frame: int) -> np.ndarray:
-        """Return planar metres (H, W) of the left camera, everywhere."""
+    def points(self, frame: int) -> np.ndarray:
+        """Return planar metres (H, W) of the lidar's points in the left camera, NaN elsewhere."""
         file = self.files[f"depth_{LEFT}"][frame]
         code = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
         if code is None or code.dtype != np.uint16:
             raise RecordingError(file, "damaged depth map")
-        sparse = np.where(code > 0, code / DEPTH_SCALE, np.nan)
-        image = self.pixels(LEFT, frame)
-        return completed(sparse, image, self.camera.center_v, Completion()).astype(np.float32)
+        return np.where(code > 0, code / DEPTH_SCALE, np.nan)
+
+    def depths(self, frame: int) -> np.ndarray:
+        """Return planar metres (4, H, W) of the left camera, in the order of `WAYS`."""
+        points, image = self.points(frame), self.pixels(LEFT, frame)
+        others = [frame + by for by in NEIGHBOURS if 0 <= frame + by < len(self)]
+        neighbours = Neighbours(
+            images=torch.stack([self.image(LEFT, other) for other in others]),
+            this_from_other=torch.stack(
+                [self.target_from_source(LEFT, frame, other) for other in others]
+            ),
+        )
+        around = np.ones((2 * NEAR_POINT + 1, 2 * NEAR_POINT + 1), np.uint8)
+        measured = cv2.dilate(np.isfinite(points).astype(np.uint8), around) > 0
+        road = ground_depth(self.camera)
+        lidar, flat = completed(points, image, self.camera.center_v, Completion()), road
+        both = improved(lidar, image, neighbours, self.camera, measured=measured)
+        motion = improved(flat, image, neighbours, self.camera, road=road)
+        return np.stack([lidar, both, flat, motion]).astype(np.float32)
 
     def target_from_source(self, side: str, target: int, source: int) -> Tensor:
         """Return what takes a left frame's camera to another camera, stretched; float32 (4, 4)."""
@@ -142,21 +168,22 @@ def translated(offset: np.ndarray) -> np.ndarray:
 
 
 def bench_real_views(
-    folder: Path, output: Path, network: nn.Module | None, every: int
+    folder: Path, output: Path, network: nn.Module | None, every: int, camera_height: float
 ) -> dict[str, Any]:
     """Measure every `every`-th frame of a drive; `output` gets depth maps and pictures.
 
-    Returns, by task, PSNR and LPIPS (None without `network`) of all sources together and the share
-    of pixels that any of them saw; and beside these the same of one source and of no warp.
+    camera_height: m above the road, for depth from a flat one. Returns, by task, PSNR and LPIPS
+    (None without `network`) of all sources together and the share of pixels that any of them saw;
+    and beside these the same of each other way.
     """
-    drive = StereoDrive(folder)
+    drive = StereoDrive(folder, camera_height)
     frames = {name: task.frames(len(drive), every) for name, task in TASKS.items()}
     if not all(frames.values()):
         raise RecordingError(folder, f"{len(drive)} frames, which are too few")
     used: set[int] = set()
     for name, task in TASKS.items():
         used |= {row + source for row in frames[name] for source in task.sources}
-    depths = complete_depths(folder, sorted(used), output / "depth")
+    depths = complete_depths(folder, camera_height, sorted(used), output / "depth")
     figures: dict[str, Any] = {}
     for name, task in TASKS.items():
         rows = [
@@ -164,18 +191,22 @@ def bench_real_views(
             for frame in track(frames[name], f"{name}: frames")
         ]
         ways = {way: mean([row[way] for row in rows]) for way in rows[0]}
-        figures[name] = ways.pop("all sources") | ways | {"frames": len(rows)}
+        figures[name] = ways.pop(ALL_SOURCES) | ways | {"frames": len(rows)}
     show(figures)
     return figures
 
 
-def complete_depths(folder: Path, frames: Sequence[int], place: Path) -> dict[int, np.ndarray]:
-    """Return the frames' depths, from `place` where they are there; else in seconds each."""
+def complete_depths(
+    folder: Path, camera_height: float, frames: Sequence[int], place: Path
+) -> dict[int, np.ndarray]:
+    """Return `StereoDrive.depths` of frames, from `place` where they are; else in seconds each."""
     place.mkdir(parents=True, exist_ok=True)
     missing = [frame for frame in frames if not depth_file(place, frame).exists()]
     if missing:
-        with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-            done = pool.map(partial(complete_depth, folder, place), missing)
+        spawn = multiprocessing.get_context("spawn")
+        # Each with one thread: more of them only wait for each other.
+        with ProcessPoolExecutor(2, spawn, torch.set_num_threads, (1,)) as pool:
+            done = pool.map(partial(complete_depth, folder, camera_height, place), missing)
             for _ in track(done, "depth maps", total=len(missing)):
                 pass
     return {frame: np.load(depth_file(place, frame)) for frame in frames}
@@ -186,10 +217,10 @@ def depth_file(place: Path, frame: int) -> Path:
     return place / f"{frame:04d}.npy"
 
 
-def complete_depth(folder: Path, place: Path, frame: int) -> None:
+def complete_depth(folder: Path, camera_height: float, place: Path, frame: int) -> None:
     """Complete one frame's depth and keep it, whole or not at all."""
     part = depth_file(place, frame).with_suffix(".part.npy")
-    np.save(part, StereoDrive(folder).depth(frame))
+    np.save(part, StereoDrive(folder, camera_height).depths(frame))
     part.replace(depth_file(place, frame))
 
 
@@ -203,20 +234,27 @@ def measure(
 ) -> dict[str, dict[str, float | None]]:
     """Draw one view in each way and compare it with the truth."""
     truth = drive.image(task.camera, frame + task.ahead)[None]
-    one, every = (
-        draw(drive, depths, task, frame, sources) for sources in (task.sources[:1], task.sources)
-    )
     plain = drive.image(LEFT, frame)[None]
-    row = {
-        "no warp": compare(plain, truth, network),
-        "one source": compare(one.image, truth, network) | {"valid": share(one)},
-        "all sources": compare(every.image, truth, network) | {"valid": share(every)},
+    drawn = {
+        way: draw(drive, {row: maps[at] for row, maps in depths.items()}, task, frame, task.sources)
+        for at, way in enumerate(WAYS)
+    }
+    best = {row: maps[WAYS.index(BOTH)] for row, maps in depths.items()}
+    drawn |= {
+        "one source": draw(drive, best, task, frame, task.sources[:1]),
+        ALL_SOURCES: drawn.pop(BOTH),
     }
     if frame % 10 == 0:
-        panels = [torch.cat([plain, truth], -1), torch.cat([one.image, every.image], -1)]
+        shown = [plain, truth, drawn[FLAT].image, drawn[MOTION].image]
+        shown += [drawn[LIDAR].image, drawn[ALL_SOURCES].image]
+        panels = [torch.cat(shown[at : at + 2], -1) for at in (0, 2, 4)]
         sheet = torch.cat(panels, -2)[0].permute(1, 2, 0).numpy()
         cv2.imwrite(str(picture), np.ascontiguousarray(sheet[..., ::-1]))
-    return row
+    figures = {
+        way: compare(view.image, truth, network) | {"valid": share(view)}
+        for way, view in drawn.items()
+    }
+    return {"no warp": compare(plain, truth, network)} | figures
 
 
 def draw(
@@ -263,8 +301,8 @@ def show(figures: dict[str, Any]) -> None:
     """Print a table."""
     table = Table("view", "from", "PSNR dB", "LPIPS", "seen", title="Real pixels")
     for name, all_sources in figures.items():
-        for way in ("no warp", "one source", "all sources"):
-            row = all_sources if way == "all sources" else all_sources[way]
+        for way in ("no warp", FLAT, MOTION, LIDAR, "one source", ALL_SOURCES):
+            row = all_sources if way == ALL_SOURCES else all_sources[way]
             distance = "-" if row["lpips"] is None else f"{row['lpips']:.3f}"
             seen = f"{row['valid']:.3f}" if "valid" in row else ""
             table.add_row(name, way, f"{row['psnr']:.2f}", distance, seen)

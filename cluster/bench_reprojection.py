@@ -54,7 +54,7 @@ class ReprojectionBench:
     lateral: metres; yaw_deg: degrees; each is tried to the left and to the right.
     neighbours: seconds before the frame, of the further sources, at `speed` m/s along the lane.
     lpips_weights: folder of LPIPS weights; None lets torchvision download them. every: of a real
-    drive, every so many-th frame is measured.
+    drive, every so many-th frame is measured; camera_height: m, of its camera above the road.
     """
 
     width: int = 256
@@ -67,6 +67,7 @@ class ReprojectionBench:
     speed: float = 10.0
     lpips_weights: Path | None = None
     every: int = 1
+    camera_height: float = 1.65
 
     def __post_init__(self) -> None:
         reach = self.speed * max(self.neighbours, default=0.0)

@@ -36,7 +36,9 @@ class ImportRun:
     """Which drives to import, and what to make of them.
 
     path: the Parquet file to write. source: where the drives are. depth: where their depth comes
-    from; null for none, which does for imitation, but not for driving. cut: how they are cut.
+    from; null for none, which does for imitation, but not for driving. depth_from_motion: whether
+    it is corrected by the frames before and after (not where it was recorded). cut: how they are
+    cut.
     held_out_fraction: of the drives, the last ones are "held_out"; of a single drive, its last
     segments: neighbours in time show the same road, so they should not be in both splits.
     """
@@ -46,6 +48,7 @@ class ImportRun:
     depth: GroundPlane | Completion | Recorded | Monocular | None = field(
         default_factory=GroundPlane
     )
+    depth_from_motion: bool = True
     cut: Cut = field(default_factory=Cut)
     held_out_fraction: float = 0.125
 
@@ -90,7 +93,10 @@ class Tally:
 
 def run(config: ImportRun, output: Path) -> dict[str, Any]:
     """Import every drive there is, and report what was made and what was left out."""
-    cutter = Cutter(config.cut, DepthMaker(config.depth) if config.depth else None)
+    depth = None
+    if config.depth is not None:
+        depth = DepthMaker(config.depth, uses_motion=config.depth_from_motion)
+    cutter = Cutter(config.cut, depth)
     folders = folders_of(config.source)
     tally = Tally()
     with progress("drives", len(folders)) as meter:
@@ -120,6 +126,7 @@ def run(config: ImportRun, output: Path) -> dict[str, Any]:
             for name in tally.unseen[0]
         },
         "depth": config.depth.kind if config.depth else None,
+        "depth_from_motion": depth is not None and depth.uses_motion,
         "frames_left_out": dict(tally.left_out),
         "drives_left_out": dict(tally.failed),
     }

@@ -1,22 +1,26 @@
 """Where the depth of an imported frame comes from: one of four, told apart by `kind`.
 
-All give planar metres of a virtual camera at the height at which it was filmed: NaN unknown, inf
-sky. What none of them knows is how another car moves.
+All but what was recorded can be corrected by the frames before and after (`depth_from_motion`). All
+give planar metres of a virtual camera at the height at which it was filmed: NaN unknown, inf sky.
+What none of them knows is how another car moves.
 """
 
 from dataclasses import dataclass
 from typing import Literal
 
+import cv2
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from drive_envs.depth_completion import Completion, completed
+from drive_envs.depth_from_motion import Neighbours, improved
 from drive_envs.monocular_depth import DepthNetwork, Monocular, UnalignedError, aligned
 from drive_envs.recording import Depth, Fault, Pixels
 from drive_envs.virtual_view import View, ground_depth
 
 Map = Float[np.ndarray, "_rows _columns"]  # views differ in size
 
+NEAR_POINT = 1  # pixels around a measured point that are left as they are
 ROAD_WIDTH, ROAD_FROM, ROAD_TO = 3.0, 4.0, 30.0  # m: of the road ahead that scales a network
 
 
@@ -56,8 +60,9 @@ class DepthError(ValueError):
 class DepthMaker:
     """Makes depth for the virtual views of frames."""
 
-    def __init__(self, source: DepthSource) -> None:
+    def __init__(self, source: DepthSource, *, uses_motion: bool = True) -> None:
         self.source = source
+        self.uses_motion = uses_motion and not isinstance(source, Recorded)
         self._network = DepthNetwork(source) if isinstance(source, Monocular) else None
 
     @property
@@ -90,6 +95,27 @@ class DepthMaker:
                 assert self._network is not None
                 predicted = self._network.predict(image)
                 return {name: _scaled(view, predicted, predicts) for name, view in views.items()}
+
+    def improved(
+        self,
+        view: View,
+        depth: Map,
+        image: UInt8[np.ndarray, "_rows _columns 3"],
+        neighbours: Neighbours | None,
+        measured: Map | Fault | None,
+    ) -> Map:
+        """Return the depth of a view with what its neighbours, seen by the same view, know better.
+
+        `image` is what the view shows; `measured` the same as for `depths`.
+        """
+        if neighbours is None:
+            return depth
+        points = None
+        if isinstance(self.source, Completion) and isinstance(measured, np.ndarray):
+            points = np.isfinite(view.sparse_depth(measured)).astype(np.uint8)
+            points = cv2.dilate(points, np.ones((2 * NEAR_POINT + 1,) * 2, np.uint8)) > 0
+        road = ground_depth(view.camera)
+        return improved(depth, image, neighbours, view.camera, measured=points, road=road)
 
 
 def _spread(view: View, image: Pixels, sparse: Map, config: Completion) -> Map:

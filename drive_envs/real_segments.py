@@ -6,8 +6,10 @@ to change lanes.
 """
 
 import json
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 import cv2
 import numpy as np
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import UInt8
 
 from drive_envs.camera import Camera, recording_cameras
+from drive_envs.depth_from_motion import Neighbours
 from drive_envs.depth_sources import DepthError, DepthMaker, Map
 from drive_envs.frames import JPEG_QUALITY, encode_depth, encode_image
 from drive_envs.geometry import quaternion_from_matrix
@@ -27,6 +30,7 @@ from drive_envs.segment import Segment
 from drive_envs.virtual_view import View, lowered, taller
 
 SAME_HEIGHT = 0.01  # m: less is not worth a warp
+REACH = 2  # rows before and after that a row's depth is corrected by
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +76,15 @@ class Row:
     images: dict[str, bytes]
     depths: dict[str, bytes | None]
     unseen: dict[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shot:
+    """A frame as it was filmed, and as the driver's cameras, no finer than depth, see it."""
+
+    frame: int
+    filmed: Pixels
+    views: dict[str, UInt8[np.ndarray, "_rows _columns 3"]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -180,26 +193,75 @@ class Film:
 
     def rows(self, frames: list[int]) -> Iterator[Row | Fault]:
         """Make the rows of these frames, which rise."""
-        for frame, image in zip(frames, self.recording.images(frames), strict=True):
-            yield image if isinstance(image, Fault) else self._row(frame, image)
+        read = zip(frames, self.recording.images(frames), strict=True)
+        ahead = REACH if self._depth is not None and self._depth.uses_motion else 0
+        shots: deque[Shot | Fault] = deque(self._shots(islice(read, ahead)))
+        before: deque[Shot | Fault] = deque(maxlen=ahead)
+        for _ in frames:
+            shots.extend(self._shots(islice(read, 1)))
+            shot = shots.popleft()
+            around = [other for other in (*before, *shots) if isinstance(other, Shot)]
+            yield shot if isinstance(shot, Fault) else self._row(shot, around)
+            before.append(shot)
 
-    def _row(self, frame: int, image: Pixels) -> Row | Fault:
+    def _shots(self, read: Iterable[tuple[int, Pixels | Fault]]) -> Iterator[Shot | Fault]:
+        for frame, image in read:
+            if isinstance(image, Fault):
+                yield image
+            else:
+                views = {name: view.image(image) for name, view in self._coarse.items()}
+                yield Shot(frame=frame, filmed=image, views=views)
+
+    def _neighbours(self, name: str, shot: Shot, around: list[Shot]) -> Neighbours | None:
+        """Return the frames around one, as far as they are near in time; None where none is."""
+        time, camera = self.recording.time, self.recording.world_from_camera
+        soon = (REACH + 0.5) * STEP
+        around = [other for other in around if abs(time[other.frame] - time[shot.frame]) <= soon]
+        if not around:
+            return None
+        turned = np.eye(4)
+        turned[:3, :3] = self._coarse[name].recorded_from_camera
+        here = np.linalg.inv(camera[shot.frame] @ turned)
+        images = np.stack([other.views[name] for other in around]).transpose(0, 3, 1, 2)
+        moved = np.stack([here @ camera[other.frame] @ turned for other in around])
+        return Neighbours(
+            images=torch.from_numpy(np.ascontiguousarray(images)),
+            this_from_other=torch.from_numpy(moved).float(),
+        )
+
+    def _row(self, shot: Shot, around: list[Shot]) -> Row | Fault:
         if self._depth is None:
-            images = {name: view.image(image) for name, view in self._fine.items()}
+            images = {name: view.image(shot.filmed) for name, view in self._fine.items()}
             unseen = {name: 1 - float(seen.mean()) for name, seen in self._seen.items()}
-            return self._encoded(frame, images, dict.fromkeys(images), unseen)
+            return self._encoded(shot.frame, images, dict.fromkeys(images), unseen)
         try:
-            measured = self.recording.depth(frame) if self.recording.depth else None
-            depths = self._depth.depths(self._coarse, image, measured)
+            depths = self._depths(self._depth, shot, around)
         except DepthError as error:
-            file = self.recording.file
+            file, frame = self.recording.file, shot.frame
             return Fault(cause=error.cause, file=file, first=frame, last=frame, detail=error.detail)
         images, seen = {}, {}
         for name, depth in depths.items():
             known = np.where(self._seen[name], depth, np.nan)
-            images[name], seen[name] = self._lowered(name, image, known)
+            images[name], seen[name] = self._lowered(name, shot.filmed, known)
         unseen = {name: float(np.isnan(depth).mean()) for name, depth in seen.items()}
-        return self._encoded(frame, images, seen, unseen)
+        return self._encoded(shot.frame, images, seen, unseen)
+
+    def _depths(self, maker: DepthMaker, shot: Shot, around: list[Shot]) -> dict[str, Map]:
+        """Return the depth of each view, corrected by the frames around it."""
+        measured = self.recording.depth(shot.frame) if self.recording.depth else None
+        depths = maker.depths(self._coarse, shot.filmed, measured)
+        if not maker.uses_motion:
+            return depths
+        return {
+            name: maker.improved(
+                self._coarse[name],
+                depth,
+                shot.views[name],
+                self._neighbours(name, shot, around),
+                measured,
+            )
+            for name, depth in depths.items()
+        }
 
     def _lowered(
         self, name: str, image: Pixels, depth: Map

@@ -15,14 +15,16 @@ KITTI = Path(__file__).parents[3] / "shared" / "data" / "kitti" / "drive_0005"
 @pytest.mark.skipif(not KITTI.is_dir(), reason=f"no real drive at {KITTI}")
 @pytest.mark.timeout(400)
 def test_the_warp_is_nearer_to_the_truth_than_no_warp(tmp_path):
-    figures = bench_real_views(KITTI, tmp_path, None, every=50)
+    figures = bench_real_views(KITTI, tmp_path, None, 50, 1.65)
     for name in ("left_right", "t+1", "t+5"):
         task = figures[name]
         assert task["frames"] >= 3  # one alone may have little to gain
         assert task["psnr"] > task["no warp"]["psnr"] + 3
         assert task["valid"] > task["one source"]["valid"] > 0.8
+        assert task["psnr"] > task["lidar"]["psnr"]
+        assert task["flat road, motion"]["psnr"] > task["flat road"]["psnr"] + 1
     kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
-    assert bench_real_views(KITTI, tmp_path, None, every=50) == figures
+    assert bench_real_views(KITTI, tmp_path, None, 50, 1.65) == figures
     assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
 
 
@@ -57,4 +59,4 @@ def folder(tmp_path):
 def test_what_is_no_stereo_drive_is_named(folder, break_it, words):
     break_it(folder)
     with pytest.raises(RecordingError, match=words):
-        bench_real_views(folder, folder / "out", None, every=1)
+        bench_real_views(folder, folder / "out", None, 1, 1.65)
