@@ -183,7 +183,9 @@ def bench_real_views(
     used: set[int] = set()
     for name, task in TASKS.items():
         used |= {row + source for row in frames[name] for source in task.sources}
-    depths = complete_depths(folder, camera_height, sorted(used), output / "depth")
+    depths = complete_depths(
+        folder, camera_height, sorted(used), output / f"depth_{camera_height:g}"
+    )
     figures: dict[str, Any] = {}
     for name, task in TASKS.items():
         rows = [

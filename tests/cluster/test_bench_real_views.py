@@ -23,9 +23,9 @@ def test_the_warp_is_nearer_to_the_truth_than_no_warp(tmp_path):
         assert task["valid"] > task["one source"]["valid"] > 0.8
         assert task["psnr"] > task["lidar"]["psnr"]
         assert task["flat road, motion"]["psnr"] > task["flat road"]["psnr"] + 1
-    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "depth_1.65").iterdir()}
     assert bench_real_views(KITTI, tmp_path, None, 50, 1.65) == figures
-    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "depth").iterdir()}
+    assert kept == {path: path.stat().st_mtime_ns for path in (tmp_path / "depth_1.65").iterdir()}
 
 
 @pytest.fixture
