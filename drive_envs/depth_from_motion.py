@@ -35,7 +35,7 @@ LIMIT = 60.0  # levels of 255: of two colours that differ by more, neither is ri
 WINDOW = 7  # pixels
 CHEAPER = 0.9  # of the cost that the depth so far has
 LEAST_GAIN = 1.0  # levels: of the sky all looks alike, wherever it is
-MOVED = 0.5  # pixels, in the neighbour that tells most
+MOVED = 0.5  # pixels, in a row or a column of the neighbour that tells most
 NEAREST = 3.0  # m
 FARTHEST = 80.0  # m; and infinity
 NUM_DISTANCES = 38
@@ -100,7 +100,7 @@ def sweep(
     cost, best = torch.minimum(first * CHEAPER, first - LEAST_GAIN), w.clone()
     for value in [0.0, *np.geomspace(1 / FARTHEST, 1 / NEAREST, NUM_DISTANCES).tolist()]:
         other, there = search.cost(torch.full_like(w, value))
-        moved = (there - at).norm(dim=-1).amax(dim=0).view_as(w)
+        moved = (there - at).abs_().amax(dim=(0, 1)).view_as(w)
         better = (other < cost) & (moved >= MOVED) & (value >= least)
         cost, best = torch.where(better, other, cost), best.masked_fill_(better, value)
     return best
@@ -118,15 +118,18 @@ class Search:
 
     def cost(
         self, w: Float[Tensor, "rows columns"]
-    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "neighbour pixel 2"]]:
+    ) -> tuple[Float[Tensor, "rows columns"], Float[Tensor, "2 neighbour pixel"]]:
         """Return the cost of a map of inverse depths, and where its pixels lie in the others."""
         landing = land(w.reshape(1, -1).expand(len(self.rays), -1), self.rays, self.back)
         color = read(self.others, landing.u, landing.v)
         apart = (color - self.image.flatten(1)).abs_().mean(dim=1).clamp_(max=LIMIT)
         apart = apart.where(is_in_view(landing, self.camera), LIMIT).view(-1, 1, *w.shape)
-        costs = avg_pool2d(apart, WINDOW, 1, WINDOW // 2, count_include_pad=False)[:, 0]
+        for window in ((WINDOW, 1), (1, WINDOW)):
+            margin = window[0] // 2, window[1] // 2
+            apart = avg_pool2d(apart, window, 1, margin, count_include_pad=False)
+        costs = apart[:, 0]
         better_half = costs.sort(dim=0).values[: ceil(len(costs) / 2)]
-        return better_half.mean(dim=0), torch.stack([landing.u, landing.v], dim=-1)
+        return better_half.mean(dim=0), torch.stack([landing.u, landing.v])
 
 
 def drawn_apart(inverse: Map) -> Map:
