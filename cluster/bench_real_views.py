@@ -48,7 +48,6 @@ DEPTH_SCALE = 256.0  # of the layout's depth maps
 NEIGHBOURS = (-4, -2, 2, 4)  # frames that depth is corrected by: at 10 Hz the rows of a segment
 LIDAR, BOTH, FLAT, MOTION = WAYS = ("lidar", "lidar, motion", "flat road", "flat road, motion")
 ALL_SOURCES = "all sources"
-NEAR_POINT = 2  # pixels around a point of the lidar that are left as they are
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +143,11 @@ class StereoDrive:
                 [self.target_from_source(LEFT, frame, other) for other in others]
             ),
         )
-        around = np.ones((2 * NEAR_POINT + 1, 2 * NEAR_POINT + 1), np.uint8)
-        measured = cv2.dilate(np.isfinite(points).astype(np.uint8), around) > 0
+        lidar = completed(points, image, self.camera.center_v, Completion())
+        both = improved(lidar, image, neighbours, self.camera, measured=np.isfinite(points))
         road = ground_depth(self.camera)
-        lidar, flat = completed(points, image, self.camera.center_v, Completion()), road
-        both = improved(lidar, image, neighbours, self.camera, measured=measured)
-        motion = improved(flat, image, neighbours, self.camera, road=road)
-        return np.stack([lidar, both, flat, motion]).astype(np.float32)
+        motion = improved(road, image, neighbours, self.camera, road=road)
+        return np.stack([lidar, both, road, motion]).astype(np.float32)
 
     def target_from_source(self, side: str, target: int, source: int) -> Tensor:
         """Return what takes a left frame's camera to another camera, stretched; float32 (4, 4)."""

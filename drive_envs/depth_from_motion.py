@@ -40,6 +40,7 @@ NEAREST = 3.0  # m
 FARTHEST = 80.0  # m; and infinity
 NUM_DISTANCES = 38
 SHORTEST = 0.1  # m between two cameras: less tells nothing
+NEAR_POINT = 2  # pixels
 BELOW = 0.9  # of the road's inverse depth: what is farther lies below it
 EDGE = 0.15  # of the nearer inverse depth: a step that is more is an edge,
 EDGE_LEAST = 0.004  # 1/m: unless it is less than this
@@ -71,14 +72,18 @@ def improved(
 ) -> Map:
     """Return planar depth in metres (sky inf) with what the neighbours know better.
 
-    depth: as it is known so far; NaN stays NaN. measured: pixels to be left as they are. road: the
-    depth of the road, inf above the horizon.
+    depth: as it is known so far; NaN stays NaN. measured: points that are left as they are, and
+    what is beside them. road: the depth of the road, inf above the horizon.
     """
     unknown = np.isnan(depth)
     w = fill(inverse_depth(torch.from_numpy(depth).float()[None])).clamp_(min=0)[0]
     if unknown.all() or (telling := neighbours.that_tell()) is None:
         return depth
-    free = torch.from_numpy(~unknown if measured is None else ~(unknown | measured))
+    held = unknown
+    if measured is not None:
+        beside = np.ones((2 * NEAR_POINT + 1, 2 * NEAR_POINT + 1), np.uint8)
+        held = unknown | (cv2.dilate(measured.astype(np.uint8), beside) > 0)
+    free = torch.from_numpy(~held)
     least = torch.zeros(()) if road is None else torch.from_numpy(BELOW / road).float()
     found = sweep(w, torch.from_numpy(image).permute(2, 0, 1), telling, camera, least)
     inverse = drawn_apart(torch.where(free, found, w).numpy())

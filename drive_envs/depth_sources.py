@@ -8,7 +8,6 @@ What none of them knows is how another car moves.
 from dataclasses import dataclass
 from typing import Literal
 
-import cv2
 import numpy as np
 from jaxtyping import Float, UInt8
 
@@ -20,7 +19,6 @@ from drive_envs.virtual_view import View, ground_depth
 
 Map = Float[np.ndarray, "_rows _columns"]  # views differ in size
 
-NEAR_POINT = 1  # pixels around a measured point that are left as they are
 ROAD_WIDTH, ROAD_FROM, ROAD_TO = 3.0, 4.0, 30.0  # m: of the road ahead that scales a network
 
 
@@ -112,8 +110,7 @@ class DepthMaker:
             return depth
         points = None
         if isinstance(self.source, Completion) and isinstance(measured, np.ndarray):
-            points = np.isfinite(view.sparse_depth(measured)).astype(np.uint8)
-            points = cv2.dilate(points, np.ones((2 * NEAR_POINT + 1,) * 2, np.uint8)) > 0
+            points = np.isfinite(view.sparse_depth(measured))
         road = ground_depth(view.camera)
         return improved(depth, image, neighbours, view.camera, measured=points, road=road)
 

@@ -80,7 +80,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class Shot:
-    """A frame as it was filmed, and as the driver's cameras, no finer than depth, see it."""
+    """A frame as it was filmed, and, for depth from motion, as the driver's cameras see it."""
 
     frame: int
     filmed: Pixels
@@ -182,6 +182,7 @@ class Film:
             name: self._view(_shrunk(camera, config.scale), mount)
             for name, camera in config.cameras.items()
         }
+        self._uses_motion = depth is not None and depth.uses_motion
         # What lies out of view is the same in every frame, but for the warp to another height.
         self._seen = {name: view.pixels()[2] for name, view in self._coarse.items()}
 
@@ -194,7 +195,7 @@ class Film:
     def rows(self, frames: list[int]) -> Iterator[Row | Fault]:
         """Make the rows of these frames, which rise."""
         read = zip(frames, self.recording.images(frames), strict=True)
-        ahead = REACH if self._depth is not None and self._depth.uses_motion else 0
+        ahead = REACH if self._uses_motion else 0
         shots: deque[Shot | Fault] = deque(self._shots(islice(read, ahead)))
         before: deque[Shot | Fault] = deque(maxlen=ahead)
         for _ in frames:
@@ -209,7 +210,8 @@ class Film:
             if isinstance(image, Fault):
                 yield image
             else:
-                views = {name: view.image(image) for name, view in self._coarse.items()}
+                looked_at = self._coarse if self._uses_motion else {}
+                views = {name: view.image(image) for name, view in looked_at.items()}
                 yield Shot(frame=frame, filmed=image, views=views)
 
     def _neighbours(self, name: str, shot: Shot, around: list[Shot]) -> Neighbours | None:
@@ -250,7 +252,7 @@ class Film:
         """Return the depth of each view, corrected by the frames around it."""
         measured = self.recording.depth(shot.frame) if self.recording.depth else None
         depths = maker.depths(self._coarse, shot.filmed, measured)
-        if not maker.uses_motion:
+        if not self._uses_motion:
             return depths
         return {
             name: maker.improved(

@@ -17,6 +17,7 @@ from drive_envs.real_rows import Plausible
 from drive_envs.real_segments import Cut, Cutter
 from drive_envs.real_sources import folders_of, recording_of
 from drive_envs.recording import Fault, RecordingError
+from drive_envs.virtual_view import ground_depth
 
 CUT = Cut(width=64, height=32, margin=8, seconds=5.0, min_seconds=2.2)
 
@@ -71,6 +72,32 @@ def test_comma2k19(real, tmp_path):
     check_true(real, drive, segments[0], 4)
     mount = json.loads(segments[0].source)["mount"]
     assert (mount["pitch"], mount["yaw"]) == pytest.approx((0.03, -0.02), abs=0.004)
+
+
+class TooNear(DepthMaker):
+    """Takes the road to be at 0.6 of its distance, and stands for any source that errs."""
+
+    def depths(self, views, image, measured):
+        return {name: 0.6 * depth for name, depth in super().depths(views, image, measured).items()}
+
+
+@pytest.mark.parametrize("uses_motion", [False, True])
+def test_frames_before_and_after_correct_a_wrong_depth(real, tmp_path, uses_motion):
+    drive = real.Drive(110)
+    real.write_comma(tmp_path / "route" / "40", drive)
+    source = Comma2k19(folder=tmp_path)
+    (folder,) = folders_of(source)
+    maker = TooNear(GroundPlane(), uses_motion=uses_motion)
+    pieces = Cutter(replace(CUT, width=128, height=64, margin=16), maker).pieces(
+        recording_of(source, folder)
+    )
+    (segment,) = (piece.segment for piece in pieces if piece.segment)
+    camera, found = segment.cameras["wide"], segment.depth("wide", 10)
+    true = ground_depth(camera)
+    near = np.isfinite(found) & (true < 15)
+    error = np.abs(found[near] / true[near] - 1)
+    assert near.mean() > 0.1
+    assert (np.median(error) < 0.1) == uses_motion, np.median(error)
 
 
 def test_kitti_raw_with_its_lidar(real, tmp_path):
