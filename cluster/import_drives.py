@@ -49,7 +49,7 @@ class ImportRun:
     depth: GroundPlane | Completion | Recorded | Monocular | None = field(
         default_factory=GroundPlane
     )
-    depth_from_motion: bool = True
+    depth_from_motion: bool = False
     cut: Cut = field(default_factory=Cut)
     held_out_fraction: float = 0.125
 

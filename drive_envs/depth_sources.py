@@ -58,7 +58,7 @@ class DepthError(ValueError):
 class DepthMaker:
     """Makes depth for the virtual views of frames."""
 
-    def __init__(self, source: DepthSource, *, uses_motion: bool = True) -> None:
+    def __init__(self, source: DepthSource, *, uses_motion: bool = False) -> None:
         self.source = source
         self.uses_motion = uses_motion and not isinstance(source, Recorded)
         self._network = DepthNetwork(source) if isinstance(source, Monocular) else None
