@@ -3,17 +3,19 @@
 Random pixels of both cameras, half of them each, go through an encoder forward alone, as an actor
 does it, and forward and backward to every weight, as the learner does. There are as many of them as
 in the learner's minibatch, on a CPU only as many as an encoder takes at once: the time of an image
-is the same. The encoders take turns, several times over, and medians are reported.
+is the same. The encoders take turns, several times over, and medians are reported. A turn is as
+many passes as `LEAST` seconds hold: one pass of a small encoder is over before another process, to
+which the scheduler has given the core, has had its slice.
 """
 
 import logging
-import time
 from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.benchmark import Timer
 
 from cluster.progress import progress
 from drive_actors.encoder import CHUNK
@@ -24,6 +26,7 @@ from drive_envs.precision import Precision, autocast
 log = logging.getLogger(__name__)
 
 FORWARD, BOTH = "forward_ms", "forward_and_backward_ms"
+LEAST = 0.1  # seconds that a turn takes, or more
 
 
 def bench_encoders(
@@ -46,9 +49,17 @@ def bench_encoders(
             for name, policy in policies.items():
                 batch = images(policy, num_images, device)
                 for way, work in ((FORWARD, forward), (BOTH, forward_and_backward)):
-                    begin = time.perf_counter()
-                    work(networks[name], batch, autocast(precision, device))
-                    took = 1000 * (time.perf_counter() - begin)
+                    timer = Timer(
+                        "work(networks, batch, precision)",
+                        globals={
+                            "work": work,
+                            "networks": networks[name],
+                            "batch": batch,
+                            "precision": autocast(precision, device),
+                        },
+                        num_threads=torch.get_num_threads(),
+                    )
+                    took = 1000 * timer.blocked_autorange(min_run_time=LEAST).median
                     if repeat >= 0:
                         times[name][way].append(took / (len(CAMERAS) * num_images))
                 if repeat >= 0:
