@@ -26,7 +26,7 @@ from drive_actors.fastvit import FastVit
 from drive_actors.policy import Policy, PolicyConfig
 from drive_envs.precision import Precision, has_bf16
 from drive_envs.protocol import NUM_CONTEXT, Rollout
-from drive_learner.batch import Fragment, empty_batch, fill, fragments, source_of
+from drive_learner.batch import Batch, Fragment, empty_batch, fill, fragments, source_of
 from drive_learner.learner import Learner
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,8 @@ def bench_learner(config: LearnerBench, output: Path) -> dict[str, Any]:
                 meter.advance(note=f"{way}: {rates[way][-1]:.2f} steps/s")
     best = max(median(each) for each in rates.values())
     length, num_sequences = training.queue.sequence_length, training.queue.num_sequences
-    num_encoded = (NUM_CONTEXT + length + 1) * num_sequences
+    num_past = training.policy.num_past
+    num_encoded = sum(each.num_before(num_past) + length + 1 for each in picked)
     with using_threads(max(config.threads)):
         encoders = bench_encoders(
             config.policies,
@@ -130,7 +131,7 @@ def measure_learner(training: TrainPolicyRun, picked: list[Fragment], num_steps:
     """Return gradient steps a second, after one that does not count."""
     torch.manual_seed(0)
     learner = Learner(Policy(training.policy), training.learner_config)
-    batch = empty_batch(picked[0].source, training.queue.sequence_length, len(picked))
+    batch = empty_minibatch(training, picked)
     fill(batch, picked)
     learner.update(batch)
     begin = time.perf_counter()
@@ -141,7 +142,7 @@ def measure_learner(training: TrainPolicyRun, picked: list[Fragment], num_steps:
 
 def measure_collation(training: TrainPolicyRun, picked: list[Fragment], repeats: int = 10) -> float:
     """Return the seconds that copying one minibatch together takes."""
-    batch = empty_batch(picked[0].source, training.queue.sequence_length, len(picked))
+    batch = empty_minibatch(training, picked)
     fill(batch, picked)  # touches the memory
     begin = time.perf_counter()
     for _ in range(repeats):
@@ -149,13 +150,22 @@ def measure_collation(training: TrainPolicyRun, picked: list[Fragment], repeats:
     return (time.perf_counter() - begin) / repeats
 
 
+def empty_minibatch(training: TrainPolicyRun, picked: list[Fragment]) -> Batch:
+    """Allocate the minibatch that a run's learner has for these fragments."""
+    return empty_batch(
+        picked[0].source,
+        training.queue.sequence_length,
+        len(picked),
+        num_context=training.policy.num_past,
+    )
+
+
 def minibatch(training: TrainPolicyRun) -> list[Fragment]:
     """Pick the fragments of one minibatch from random rollouts of a run's sizes."""
-    queue, policy = training.queue, training.policy
-    num_features = None if policy.bottleneck_bits is None else policy.num_features
+    queue = training.queue
     picked: list[Fragment] = []
     for seed in range(queue.window):
-        source = source_of(random_rollout(training, seed), num_features)
+        source = source_of(random_rollout(training, seed), training.policy.num_noised)
         share = -(-queue.num_sequences // queue.window)
         picked += list(fragments(source, queue.sequence_length))[:share]
     generator = np.random.default_rng(0)

@@ -40,7 +40,8 @@ def bytes_of(config: TrainPolicyRun) -> tuple[float, float]:
     noise = 0 if config.policy.bottleneck_bits is None else 4 * config.policy.num_features
     learnt = plan + 3 * 4 * 2 + 4 + 2  # two actions, log_probs; reward; flags
     length = config.queue.sequence_length
-    of_batch = (frame + noise) * (NUM_CONTEXT + length + 1) / length + learnt + 2 * 8 / length
+    frames = config.policy.num_past + length + 1
+    of_batch = (frame + noise) * frames / length + learnt + 2 * 8 / length
     return of_rollout, of_batch
 
 
@@ -59,7 +60,7 @@ def weights_bytes(config: PolicyConfig) -> int:
 def learnt_gflop(config: PolicyConfig, length: int) -> float:
     """Count the products of learning from one step, forward and backward, in GFLOP."""
     policy = Policy(config)
-    frames = NUM_CONTEXT + length + 1
+    frames = config.num_past + length + 1
     images = torch.zeros(frames, 1, 3, config.height, config.width, dtype=torch.uint8)
     observation = {
         "narrow": images,
@@ -69,7 +70,7 @@ def learnt_gflop(config: PolicyConfig, length: int) -> float:
         "last_action": torch.zeros(frames, 1, 2),
     }
     with FlopCounterMode(display=False) as counter:
-        output = policy.unroll(observation, None)
+        output = policy.unroll(observation, None, num_context=config.num_past)
         parts = (*output.plan, output.action_mean, output.action_log_std, output.value)
         torch.stack([part.sum() for part in parts]).sum().backward()
     return counter.get_total_flops() / 1e9 / length

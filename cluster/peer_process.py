@@ -99,7 +99,7 @@ class Ours:
             num_sequences=point["sequences"],
             sequence_length=point["fragment"],
         )
-        self.feed = RolloutFeed(pool, queue, num_features=None, seed=0)
+        self.feed = RolloutFeed(pool, queue, policy, seed=0)
         self._stack.callback(self.feed.close)
         self.feed.start(0, self.learner.weights())
         return copying

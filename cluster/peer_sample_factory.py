@@ -94,11 +94,11 @@ class PolicyEncoder(Encoder):
 
     def __init__(self, cfg: Any, obs_space: Any) -> None:
         super().__init__(cfg)
-        from drive_actors.policy import NUM_FRAMES, Policy
+        from drive_actors.policy import Policy
         from drive_actors.policy_file import config_from_json
 
         point = json.loads(os.environ[POINT])
-        self.policy, self.num_frames = Policy(config_from_json(point["policy"])), NUM_FRAMES
+        self.policy = Policy(config_from_json(point["policy"]))
 
     def get_out_size(self) -> int:
         return self.policy.config.model_dim
@@ -108,7 +108,8 @@ class PolicyEncoder(Encoder):
 
     def forward(self, seen: Any) -> torch.Tensor:
         tokens = self.policy.tokens(dict(seen), None)
-        history = torch.nn.functional.pad(tokens[:, None], (0, 0, self.num_frames - 1, 0))
+        num_past = self.policy.config.num_past
+        history = torch.nn.functional.pad(tokens[:, None], (0, 0, num_past, 0))
         return self.policy.last(history)
 
 

@@ -315,7 +315,6 @@ def actor_feed(
     config: TrainPolicyRun, checkpoint: Checkpoint | None, output: Path
 ) -> Iterator[RolloutFeed]:
     """Start Ray and the actors, and stop both at the end whatever happens."""
-    has_noise = config.policy.bottleneck_bits is not None
     with (
         local_cluster(
             num_cpus=config.ray.num_cpus,
@@ -328,7 +327,7 @@ def actor_feed(
         feed = RolloutFeed(
             pool,
             config.queue,
-            num_features=config.policy.num_features if has_noise else None,
+            config.policy,
             seed=config.seed,
             state=checkpoint.state["feed"] if checkpoint else None,
             pinned=torch.cuda.is_available() and config.device != "cpu",

@@ -1,4 +1,4 @@
-"""The driver: two cameras and 2 s of history to a plan, an action and a value (paper, section 4).
+"""The driver: two cameras and 2 s of history or more to a plan, an action and a value.
 
 One frame becomes one token: both images through the encoders, concatenated to D features of unit
 power, behind the bottleneck's noise, plus what the car knows of itself: speed, desire, last
@@ -26,13 +26,13 @@ from drive_envs.camera import CAMERAS
 from drive_envs.plan import NUM_POINTS, NUM_VALUES, Hypotheses, plan_of_unit_speed
 from drive_envs.protocol import NUM_CONTEXT
 
-NUM_FRAMES = NUM_CONTEXT + 1  # tokens in a history: 9 past and the current one
+LONGEST = 100  # frames in a history: 20 s
 SPEED_UNIT = 10.0  # m/s
 NUM_STATE = 1 + 3 + 2  # speed, desire, last action
 
 Observation = Mapping[str, Tensor]
 Tokens = Float[Tensor, "batch dim"]
-History = Float[Tensor, "batch 10 dim"]
+History = Float[Tensor, "batch past_and_now dim"]
 Normalized = Float[Tensor, "batch 2"]
 EncoderKind = Convolutional | FastVit
 
@@ -46,7 +46,8 @@ class PolicyConfig:
     None for no noise. sky: shares of the height at the top of the narrow and the wide image that
     are not read. Clouds are a compass, and a compass tells one recording from another, and so
     where in his lane its driver liked to be: reading it, a policy learns its recordings by heart.
-    context: how many of the last 10 frames are read, 1 for no history.
+    context: frames that are read, the current one among them, 5 a second: 1 for no history. A drive
+    begins with 9 recorded ones; those that lie before it are not there, and are read as zeros.
     use_last_action: False hides the last command.
     """
 
@@ -60,7 +61,7 @@ class PolicyConfig:
     model_dim: int = 128
     num_layers: int = 2
     num_heads: int = 4
-    context: int = NUM_FRAMES
+    context: int = NUM_CONTEXT + 1
     num_hypotheses: int = 5
     use_last_action: bool = True
 
@@ -84,12 +85,22 @@ class PolicyConfig:
             raise ValueError(
                 f"model_dim {self.model_dim} must be a multiple of num_heads {self.num_heads}"
             )
-        if not 1 <= self.context <= NUM_FRAMES:
-            raise ValueError(f"context must be 1 to {NUM_FRAMES} frames, got {self.context}")
+        if not 1 <= self.context <= LONGEST:
+            raise ValueError(f"context must be 1 to {LONGEST} frames, got {self.context}")
         if self.bottleneck_bits is not None and self.bottleneck_bits <= 0:
             raise ValueError(
                 f"bottleneck_bits must be positive, or null for none, got {self.bottleneck_bits}"
             )
+
+    @property
+    def num_past(self) -> int:
+        """Frames before the current one that a history holds, be they read or not."""
+        return max(NUM_CONTEXT, self.context - 1)
+
+    @property
+    def num_noised(self) -> int | None:
+        """Numbers a frame that the bottleneck adds noise to, None for no noise."""
+        return None if self.bottleneck_bits is None else self.num_features
 
     @property
     def tops(self) -> tuple[int, int]:
@@ -159,7 +170,7 @@ class Policy(nn.Module):
         self.noise_std = 0.0 if bits is None else noise_std(bits, config.num_features)
         self.token_from_features = nn.Linear(config.num_features, dim)
         self.token_from_state = nn.Linear(NUM_STATE, dim)
-        self.time_embedding = nn.Parameter(0.02 * torch.randn(NUM_FRAMES, dim))
+        self.time_embedding = nn.Parameter(0.02 * torch.randn(config.num_past + 1, dim))
         self.blocks = nn.Sequential(
             *(
                 Block(dim, config.num_heads, only_last=layer == config.num_layers - 1)
@@ -203,7 +214,7 @@ class Policy(nn.Module):
     def forward(
         self, history: History, speed: Float[Tensor, "batch 1"], habit: Tokens | None = None
     ) -> PolicyOutput:
-        """Read 10 tokens, oldest first, and the current speed in m/s.
+        """Read the tokens of a history, oldest first, and the current speed in m/s.
 
         `habit` is added to the last token for what is imitated (`drive_learner.habits`).
         """
@@ -245,24 +256,26 @@ class Policy(nn.Module):
         noise: Float[Tensor, "frame batch features"] | None,
         needed: Bool[Tensor, "frame batch"] | None = None,
         habit: Tokens | None = None,
+        num_context: int = NUM_CONTEXT,
     ) -> PolicyOutput:
-        """Run over a rollout of (9 + T) frames as the actor did, with leading (T, batch).
+        """Run over (num_context + T) frames of a rollout as the actor did, with leading (T, batch).
 
         `habit` (batch, dim) is one for each scene, see `forward`.
-        Every image is encoded once, the nine of the context without a gradient: a third of all
+        Every image is encoded once, those of the context without a gradient: a third of all
         frames, which no step looks at for itself, and the encoders learn from the others. Where
-        `needed` (`Rollout.needed_frames`) is False a frame is not encoded at all; outputs that
-        depend on it are finite and mean nothing.
+        `needed` is False a frame is not encoded at all: it lies before the drive (`Batch.present`),
+        or else (`Rollout.needed_frames`) outputs that depend on it are finite and mean nothing.
         """
         batch = observation["speed"].shape[1]
         with torch.no_grad():
-            context = self.encoded(slice(NUM_CONTEXT), observation, noise, needed)
-        acted = self.encoded(slice(NUM_CONTEXT, None), observation, noise, needed)
-        tokens = torch.cat([context, acted])
-        windows = tokens.unfold(0, NUM_FRAMES, 1)
+            context = self.encoded(slice(num_context), observation, noise, needed)
+        acted = self.encoded(slice(num_context, None), observation, noise, needed)
+        missing = context.new_zeros(self.config.num_past - num_context, *context.shape[1:])
+        tokens = torch.cat([missing, context, acted])
+        windows = tokens.unfold(0, self.config.num_past + 1, 1)
         output = self(
             rearrange(windows, "t b d c -> (t b) c d"),
-            observation["speed"][NUM_CONTEXT:].flatten(0, 1),
+            observation["speed"][num_context:].flatten(0, 1),
             None if habit is None else habit.repeat(len(windows), 1),
         )
         return unflatten(output, batch)

@@ -3,9 +3,10 @@
     context 0 .. C-1 | C  -u_0-> C+1 -u_1-> ... -> C+T      frames, C = 9
                      | step 0    step 1                     steps
 
-Frames become tokens once, when they are first seen, and the last ten tokens are the history. The
-noise of the bottleneck is drawn up front from the rollout's seed, frame by frame, so that a learner
-that knows the seed repeats every token: at equal weights its importance ratios are 1.
+Frames become tokens once, when they are first seen, and the last of them are the history, zeros
+where a policy reads further back than the drive began. The noise of the bottleneck is drawn up
+front from the rollout's seed, frame by frame, so that a learner that knows the seed repeats every
+token: at equal weights its importance ratios are 1.
 
 The number of steps is fixed, for arrays that are all alike; scenes that are over earlier are
 masked by `active`. It does not know Ray, nor what is learnt from what it records.
@@ -87,7 +88,7 @@ class Steps:
 
 
 class Memory:
-    """The tokens of the last ten frames, and the noise they are to be made with."""
+    """The tokens of the last frames, and the noise they are to be made with."""
 
     def __init__(self, policy: Policy, noise: Tensor | None) -> None:
         self.policy, self.noise = policy, noise
@@ -96,10 +97,12 @@ class Memory:
         """Encode the nine frames of context at once."""
         noise = None if self.noise is None else self.noise[:NUM_CONTEXT].flatten(0, 1)
         tokens = self.policy.tokens(context, noise).unflatten(0, (NUM_CONTEXT, batch))
-        self.history = torch.cat([tokens[:1], tokens]).transpose(0, 1)
+        missing = self.policy.config.num_past + 1 - NUM_CONTEXT
+        before = tokens.new_zeros(missing, *tokens.shape[1:])
+        self.history = torch.cat([before, tokens]).transpose(0, 1)
 
     def see(self, frame: int, observation: dict[str, Tensor]) -> Tensor:
-        """Encode one frame and return the history (batch, 10, dim) that ends with it."""
+        """Encode one frame and return the history (batch, past + 1, dim) that ends with it."""
         noise = None if self.noise is None else self.noise[frame]
         token = self.policy.tokens(observation, noise)
         self.history = torch.cat([self.history[:, 1:], token[:, None]], dim=1)

@@ -2,7 +2,8 @@
 
 A fragment is L consecutive steps of one scene of one rollout. It comes with the C frames before it,
 so that its first step sees the history the actor saw, and one frame after it to bootstrap from:
-C + L + 1 frames for L steps of loss. Longer fragments waste less on context, shorter ones mix more
+C + L + 1 frames for L steps of loss. Where C is more than the rollout's own context, a fragment
+near the rollout's start has fewer. Longer fragments waste less on context, shorter ones mix more
 scenes in a minibatch of the same cost.
 
 The module knows where the numbers of a fragment lie, not which fragments are worth learning from.
@@ -29,12 +30,14 @@ class Batch:
     """What one gradient step learns from: `Rollout`'s fields for L steps of B fragments.
 
     observation and noise (unit bottleneck noise, None for none) have C + L + 1 frames, the rest L
-    steps. `active` is False where a fragment is shorter than L. policy_version (batch,) is that of
+    steps. present: which frames there are, None for all; some of the C may lie before the drive.
+    `active` is False where a fragment is shorter than L. policy_version (batch,) is that of
     the weights that acted, recording (batch,) the number of the recording driven in.
     """
 
     observation: Mapping[str, Tensor]
     noise: Float32[Tensor, "frame batch features"] | None
+    present: Bool[Tensor, "frame batch"] | None
     action_normalized: Float32[Tensor, "time batch 2"]
     log_probs: Float32[Tensor, "time batch 2"]
     reward: Scalar
@@ -45,6 +48,11 @@ class Batch:
     teacher_action: Float32[Tensor, "time batch 2"]
     policy_version: Int64[Tensor, " batch"]
     recording: Int64[Tensor, " batch"]
+
+    @property
+    def num_context(self) -> int:
+        """C."""
+        return len(self.observation["speed"]) - len(self.reward) - 1
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device, without waiting where the memory is pinned."""
@@ -87,13 +95,17 @@ class Fragment(NamedTuple):
     scene: int
     start: int
 
+    def num_before(self, num_context: int) -> int:
+        """Frames there are before its first one, at most as many as asked for."""
+        return min(num_context, NUM_CONTEXT + self.start)
 
-def source_of(rollout: Rollout, num_features: int | None) -> Source:
-    """Draw the noise that the actor drew; `num_features` is None for a policy without noise."""
-    if num_features is None:
+
+def source_of(rollout: Rollout, num_noised: int | None) -> Source:
+    """Draw the noise that the actor drew; see `PolicyConfig.num_noised`."""
+    if num_noised is None:
         return Source(rollout, None)
     frames = NUM_CONTEXT + rollout.num_steps + 1
-    drawn = bottleneck_noise(rollout.noise_seed, frames, rollout.num_scenes, num_features)
+    drawn = bottleneck_noise(rollout.noise_seed, frames, rollout.num_scenes, num_noised)
     return Source(rollout, drawn.numpy())
 
 
@@ -109,18 +121,28 @@ def fragments(source: Source, length: int) -> Iterator[Fragment]:
             yield Fragment(source, scene, round(i * last / max(1, num - 1)))
 
 
-def empty_batch(source: Source, length: int, num_sequences: int, *, pinned: bool = False) -> Batch:
-    """Allocate a minibatch for fragments of rollouts like this one."""
+def empty_batch(
+    source: Source,
+    length: int,
+    num_sequences: int,
+    *,
+    num_context: int = NUM_CONTEXT,
+    pinned: bool = False,
+) -> Batch:
+    """Allocate a minibatch for fragments of rollouts like this one, num_context being C."""
     rollout, noise = source
 
     def like(array: np.ndarray, time: int) -> Tensor:
         dtype = torch.from_numpy(array[:0].copy()).dtype
         return torch.zeros(time, num_sequences, *array.shape[2:], dtype=dtype, pin_memory=pinned)
 
-    frames = NUM_CONTEXT + length + 1
+    frames = num_context + length + 1
+    is_whole = num_context <= NUM_CONTEXT
+    present = torch.zeros(frames, num_sequences, dtype=torch.bool, pin_memory=pinned)
     return Batch(
         observation={key: like(value, frames) for key, value in rollout.observation.items()},
         noise=None if noise is None else like(noise, frames),
+        present=None if is_whole else present,
         policy_version=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         recording=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         **{name: like(getattr(rollout, name), length) for name in STEP_FIELDS},
@@ -136,15 +158,19 @@ def fill(batch: Batch, picked: Sequence[Fragment]) -> None:
     assert len(picked) == batch.reward.shape[1]
     frames = {key: value.numpy() for key, value in batch.observation.items()}
     steps = {name: getattr(batch, name).numpy() for name in STEP_FIELDS}
-    for column, (source, scene, start) in enumerate(picked):
-        rollout, noise = source
+    for column, fragment in enumerate(picked):
+        (rollout, noise), scene, start = fragment
         num = min(length, rollout.num_steps - start)
-        num_frames = NUM_CONTEXT + num + 1
+        before = fragment.num_before(batch.num_context)
+        taken = slice(NUM_CONTEXT + start - before, NUM_CONTEXT + start + num + 1)
+        missing = batch.num_context - before
         for key, target in frames.items():
-            copy_column(target, column, rollout.observation[key], scene, start, num_frames)
+            copy_column(target[:, column], rollout.observation[key][taken, scene], missing)
         if noise is not None:
             assert batch.noise is not None
-            copy_column(batch.noise.numpy(), column, noise, scene, start, num_frames)
+            copy_column(batch.noise.numpy()[:, column], noise[taken, scene], missing)
+        if batch.present is not None:
+            batch.present[:, column] = torch.arange(len(batch.present)) >= missing
         for name, target in steps.items():
             target[:num, column] = getattr(rollout, name)[start : start + num, scene]
             target[num:, column] = 0
@@ -152,16 +178,16 @@ def fill(batch: Batch, picked: Sequence[Fragment]) -> None:
         batch.recording[column] = int(rollout.recording[scene])
 
 
-def copy_column(
-    target: np.ndarray, column: int, source: np.ndarray, scene: int, start: int, num_frames: int
-) -> None:
-    """Copy the frames of one scene into one column, the last of them to its end."""
-    target[:num_frames, column] = source[start : start + num_frames, scene]
-    target[num_frames:, column] = target[num_frames - 1, column]
+def copy_column(target: np.ndarray, frames: np.ndarray, missing: int) -> None:
+    """Copy frames into one column after `missing` zeros, the last of them to its end."""
+    end = missing + len(frames)
+    target[:missing] = 0
+    target[missing:end] = frames
+    target[end:] = frames[-1]
 
 
-def collate(picked: Sequence[Fragment], length: int) -> Batch:
+def collate(picked: Sequence[Fragment], length: int, *, num_context: int = NUM_CONTEXT) -> Batch:
     """Make a minibatch of its own memory out of fragments."""
-    batch = empty_batch(picked[0].source, length, len(picked))
+    batch = empty_batch(picked[0].source, length, len(picked), num_context=num_context)
     fill(batch, picked)
     return batch

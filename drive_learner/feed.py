@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from drive_actors.policy import PolicyConfig
 from drive_envs.protocol import Rollout
 from drive_learner.batch import Batch, empty_batch, fill, source_of
 from drive_learner.pool import ActorPool, Lost
@@ -30,23 +31,23 @@ PATIENCE = 0.2  # seconds after which the learner asks whether the thread still 
 class RolloutFeed:
     """Minibatches for the learner out of a pool of actors.
 
-    num_features: of the bottleneck noise, None for a policy without. seed: of the run; rollout i
-    of a run has its own seed, whoever drives it, also after a resumption.
+    policy: whose noise and history they have. seed: of the run; rollout i of a run has its own
+    seed, whoever drives it, also after a resumption.
     """
 
     def __init__(
         self,
         pool: ActorPool,
         config: QueueConfig,
+        policy: PolicyConfig,
         *,
-        num_features: int | None,
         seed: int,
         state: Mapping[str, Any] | None = None,
         pinned: bool = False,
     ) -> None:
         self.pool = pool
         self._latest: Rollout | None = None
-        self._num_features, self._seed, self._pinned = num_features, seed, pinned
+        self._policy, self._seed, self._pinned = policy, seed, pinned
         counts = counts_from(state["counts"]) if state else Counts()
         # What was in flight or waited when the checkpoint was written died with its process.
         counts.settle("restart")
@@ -154,13 +155,17 @@ class RolloutFeed:
             return
         self._totals.add(rollout)
         self._latest = rollout
-        source = source_of(rollout, self._num_features)
+        source = source_of(rollout, self._policy.num_noised)
         self._queue.put(source)
         while self._num_buffers < NUM_BUFFERS:
             config = self._queue.config
             self._free.put(
                 empty_batch(
-                    source, config.sequence_length, config.num_sequences, pinned=self._pinned
+                    source,
+                    config.sequence_length,
+                    config.num_sequences,
+                    num_context=self._policy.num_past,
+                    pinned=self._pinned,
                 )
             )
             self._num_buffers += 1

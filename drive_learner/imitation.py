@@ -192,7 +192,7 @@ class RecordedFeed:
     ) -> None:
         self.skipped: Counter[str] = Counter()
         self._num_sequences, self._length = queue.num_sequences, queue.sequence_length
-        self._num_features = None if policy.bottleneck_bits is None else policy.num_features
+        self._num_noised, self._num_context = policy.num_noised, policy.num_past
         self._seed, self._photometry = seed, photometry or PhotometryConfig()
         self._mirrored_share = mirrored_share
         self._decoded = DecodedRollouts(segments, policy.width, policy.height, config.memory_mb)
@@ -236,16 +236,17 @@ class RecordedFeed:
 
     def _make(self, version: int) -> Batch:
         generator = np.random.default_rng([self._seed, version])
-        batch = collate(self._pick(generator), self._length)
+        picked = self._pick(generator)
+        batch = collate(picked, self._length, num_context=self._num_context)
         batch.policy_version.fill_(version)
         if not self._photometry.is_neutral:
             self._develop(batch, generator)
-        if self._num_features is None:
+        if self._num_noised is None:
             return batch
         seed = int(generator.integers(2**31))
-        frames = NUM_CONTEXT + self._length + 1
+        frames = self._num_context + self._length + 1
         return replace(
-            batch, noise=bottleneck_noise(seed, frames, self._num_sequences, self._num_features)
+            batch, noise=bottleneck_noise(seed, frames, self._num_sequences, self._num_noised)
         )
 
     def _pick(self, generator: np.random.Generator) -> list[Fragment]:

@@ -117,7 +117,13 @@ class Learner:
         with autocast(self.config.precision, self.device.type):
             generator = torch.Generator().manual_seed(self.step)
             habit, of_prior = self.habits(batch.recording, generator)
-            output = self.policy.unroll(batch.observation, batch.noise, habit=habit)
+            output = self.policy.unroll(
+                batch.observation,
+                batch.noise,
+                batch.present,
+                habit=habit,
+                num_context=batch.num_context,
+            )
         total, metrics = losses(
             output, batch, self.config.loss, is_longitudinal=self.config.is_longitudinal
         )

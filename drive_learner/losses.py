@@ -24,7 +24,6 @@ from torch import Tensor
 from drive_actors.action import entropy, log_probs, normalized_from_command
 from drive_actors.policy import PolicyOutput
 from drive_envs.plan import Hypotheses, negative_log_likelihood
-from drive_envs.protocol import NUM_CONTEXT
 from drive_learner.batch import Batch
 from drive_learner.vtrace import VTrace, vtrace
 
@@ -81,7 +80,7 @@ def losses(
     own = log_probs(mean, log_std, batch.action_normalized)[..., obeyed].sum(-1)
     log_ratio = own - batch.log_probs[..., obeyed].sum(-1)
     targets = value_targets(output.value.detach(), log_ratio.detach(), batch, config)
-    speed = batch.observation["speed"][NUM_CONTEXT:-1]
+    speed = batch.observation["speed"][batch.num_context : -1]
     teacher = normalized_from_command(batch.teacher_action, speed)
 
     active = batch.active

@@ -26,7 +26,7 @@ from ray.rllib.core.rl_module.apis import (
 from ray.rllib.core.rl_module.torch import TorchRLModule
 from torch import Tensor
 
-from drive_actors.policy import NUM_FRAMES, Policy, fresh_policy
+from drive_actors.policy import Policy, fresh_policy
 from drive_actors.policy_file import config_from_json
 
 NOISE, TOKENS = "bottleneck_noise", "tokens"
@@ -108,10 +108,10 @@ class DrivingModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI, Inference
         past = batch[Columns.STATE_IN][TOKENS]
         new = policy.tokens(seen, noise).unflatten(0, (len(past), -1))
         tokens = torch.cat([past, new], dim=1)
-        # `Policy.last` takes ten, and reads the last of them only
-        missing = NUM_FRAMES - policy.config.context
-        filled = torch.nn.functional.pad(tokens, (0, 0, missing, 0))
-        windows = filled.unfold(1, NUM_FRAMES, 1)
+        # `Policy.last` takes ten or more, and reads the last of them only
+        num = policy.config.num_past + 1
+        filled = torch.nn.functional.pad(tokens, (0, 0, num - policy.config.context, 0))
+        windows = filled.unfold(1, num, 1)
         last = policy.last(rearrange(windows, "b t d c -> (b t) c d"))
         return last.unflatten(0, (len(past), -1)), tokens
 

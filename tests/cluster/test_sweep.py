@@ -17,6 +17,8 @@ from cluster.sweep_trial import JobError, do, train_and_score
 from cluster.train_policy import TrainPolicyRun
 from drive_actors.policy_file import load_policy
 from drive_envs.metadrive_assets import assets_missing
+from drive_envs.plan import STEP
+from drive_envs.protocol import NUM_CONTEXT
 
 SCENARIOS = """
 - name: short
@@ -206,7 +208,7 @@ def test_tables_choose_policies_and_those_may_begin_with_another():
 
 def test_every_table_of_the_paper_takes_no_longer_than_it_says():
     sweep = load(SweepRun, RUNS / "paper.yaml")
-    assert list(sweep.tables) == ["imitation", "mixtures", "signals", "lag"]
+    assert list(sweep.tables) == ["imitation", "mixtures", "signals", "lag", "context"]
     assert {name for names in sweep.tables.values() for name in names} == set(sweep.policies)
     for table in sweep.tables:
         # 25 minutes a policy, 8 minutes a recording.
@@ -214,6 +216,9 @@ def test_every_table_of_the_paper_takes_no_longer_than_it_says():
     lags = [training for (name, _), training in sweep.points.items() if "lag" in name]
     assert {training.loop.publish_lag for training in lags} == {1, 4, 16}
     assert {training.loss.is_corrected for training in lags} == {True, False}
+    contexts = [training for (name, _), training in sweep.points.items() if "context" in name]
+    assert [training.policy.context * STEP for training in contexts] == [2, 5, 10]
+    assert all((NUM_CONTEXT + training.rollout_steps) * STEP > 10 for training in contexts)
 
 
 @pytest.mark.parametrize("name", ["table2", "paper"])

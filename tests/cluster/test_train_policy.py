@@ -206,6 +206,16 @@ def test_a_job_killed_in_mid_run_goes_on_from_its_checkpoint(tiny, tmp_path):
     assert not driving_processes()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("prepare", [replace, off_policy])
+def test_a_policy_that_remembers_longer_than_a_drive_is_old(tiny, tmp_path, prepare):
+    config = prepare(tiny, num_steps=4, policy=replace(tiny.policy, context=14))
+    figures = run(config, tmp_path)
+    assert figures["steps"] == 4
+    assert figures["trajectory_mae"] > 0
+    assert load_policy(tmp_path / "checkpoints/step_000004").config.context == 14
+
+
 class Interrupted(Exception):
     pass
 

@@ -34,20 +34,22 @@ def policy(config=CONFIG):
 
 
 def act_step_by_step(driver, frames, unit_noise):
-    """Keep the last ten tokens, as an actor does."""
-    tokens = [
+    """Keep the last tokens, as an actor does; before the drive there are none."""
+    num_past = driver.config.num_past
+    tokens = [torch.zeros(BATCH, driver.config.model_dim)] * num_past + [
         driver.tokens({key: value[t] for key, value in frames.items()}, unit_noise[t])
         for t in range(NUM_FRAMES)
     ]
     return [
-        driver(torch.stack(tokens[t - NUM_CONTEXT : t + 1], dim=1), frames["speed"][t])
+        driver(torch.stack(tokens[t : t + num_past + 1], dim=1), frames["speed"][t])
         for t in range(NUM_CONTEXT, NUM_FRAMES)
     ]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize(
-    "changes", [{}, {"context": 1}, {"num_layers": 1}, {"encoder": FastVit(stride=8)}]
+    "changes",
+    [{}, {"context": 1}, {"context": 12}, {"num_layers": 1}, {"encoder": FastVit(stride=8)}],
 )
 def test_unroll_is_acting_step_by_step(changes):
     config = replace(CONFIG, **changes)
@@ -133,7 +135,7 @@ def test_overfits_one_batch():
     [
         ("width", 100),
         ("height", 0),
-        ("context", 11),
+        ("context", 101),
         ("model_dim", 30),
         ("bottleneck_bits", 0.0),
         ("channels", (4, 8, 9)),

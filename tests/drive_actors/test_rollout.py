@@ -1,9 +1,12 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from drive_actors.action import log_probs
 from drive_actors.bottleneck import noise
+from drive_actors.policy import Policy
 from drive_actors.rollout import collect
 from drive_envs.protocol import NUM_CONTEXT
 
@@ -28,8 +31,9 @@ def tensors(observation):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("is_masked", [False, True])
-def test_learner_side_unroll_has_importance_ratio_one(stripes_env, tiny_policy, is_masked):
+@pytest.mark.parametrize(("is_masked", "context"), [(False, 10), (True, 10), (False, 14)])
+def test_learner_side_unroll_has_importance_ratio_one(stripes_env, tiny_policy, is_masked, context):
+    tiny_policy = Policy(replace(tiny_policy.config, context=context))
     rollout = drive(stripes_env(), tiny_policy)
     frames = NUM_CONTEXT + NUM_STEPS + 1
     drawn = noise(rollout.noise_seed, frames, rollout.num_scenes, tiny_policy.config.num_features)

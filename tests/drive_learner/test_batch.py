@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from drive_actors.bottleneck import noise
+from drive_actors.policy import Policy
 from drive_envs.protocol import NUM_CONTEXT
 from drive_learner.batch import STEP_FIELDS, collate, empty_batch, fill, fragments, source_of
 
@@ -37,6 +40,32 @@ def test_a_column_is_the_rollout_at_that_place(random_rollout):
             np.testing.assert_array_equal(found, expected)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("context", [10, 14, 40])
+def test_a_fragment_remembers_as_far_back_as_the_actor_did(random_rollout, tiny_policy, context):
+    policy = Policy(replace(tiny_policy.config, context=context))
+    source = source_of(random_rollout(seed=5), FEATURES)
+    rollout = source.rollout
+    whole = policy.unroll(
+        {key: torch.from_numpy(value) for key, value in rollout.observation.items()},
+        torch.from_numpy(source.noise),
+    )
+    picked = list(fragments(source, 4))
+    batch = collate(picked, 4, num_context=policy.config.num_past)
+    assert (batch.present is None) == (context == 10)
+    learnt = policy.unroll(
+        batch.observation, batch.noise, batch.present, num_context=batch.num_context
+    )
+    for column, (_, scene, start) in enumerate(picked):
+        num = min(4, rollout.num_steps - start)
+        torch.testing.assert_close(
+            learnt.action_mean[:num, column],
+            whole.action_mean[start : start + num, scene],
+            rtol=1e-4,
+            atol=1e-5,
+        )
+
+
 def test_noise_is_the_actors(random_rollout):
     rollout = random_rollout(seed=5)
     source = source_of(rollout, FEATURES)
@@ -49,16 +78,20 @@ def test_noise_is_the_actors(random_rollout):
     assert collate([next(fragments(source_of(rollout, None), 4))], 4).noise is None
 
 
-def test_reused_memory_equals_fresh_memory(random_rollout):
+@pytest.mark.parametrize("num_context", [NUM_CONTEXT, 20])
+def test_reused_memory_equals_fresh_memory(random_rollout, num_context):
     """Short fragments after long ones: nothing of the earlier minibatch may show."""
     first = source_of(random_rollout(num_steps=12, lengths=(12, 12), seed=1), FEATURES)
     second = source_of(random_rollout(num_steps=3, lengths=(3, 2), seed=2), FEATURES)
-    batch = empty_batch(first, 5, 2)
-    fill(batch, list(fragments(first, 5))[:2])
+    batch = empty_batch(first, 5, 2, num_context=num_context)
+    fill(batch, list(fragments(first, 5))[1:3])
     fill(batch, list(fragments(second, 5)))
-    fresh = collate(list(fragments(second, 5)), 5)
+    fresh = collate(list(fragments(second, 5)), 5, num_context=num_context)
     for name in STEP_FIELDS:
         assert torch.equal(getattr(batch, name), getattr(fresh, name)), name
     for key, value in fresh.observation.items():
         assert torch.equal(batch.observation[key], value), key
     assert batch.active.sum(0).tolist() == [3, 2]
+    assert (batch.present is None) == (fresh.present is None) == (num_context == NUM_CONTEXT)
+    if batch.present is not None and fresh.present is not None:
+        assert torch.equal(batch.present, fresh.present)

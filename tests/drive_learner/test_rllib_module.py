@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from drive_actors.policy import NUM_FRAMES, PolicyConfig
+from drive_actors.policy import PolicyConfig
 from drive_envs.environment import observation_space
 from drive_envs.protocol import NUM_CONTEXT
 
@@ -73,7 +73,7 @@ def stepped(module, seen, num: int):
     return columns, states
 
 
-@pytest.mark.parametrize("context", [1, 4, NUM_FRAMES])
+@pytest.mark.parametrize("context", [1, 4, NUM_CONTEXT + 1, 12])
 def test_a_sequence_gives_the_learner_what_the_steps_gave_the_actor(context: int) -> None:
     module = make_module(replace(CONFIG, context=context))
     seen = frames(14, batch=3)
