@@ -54,6 +54,6 @@ def draw_out_rows(color: Color, w: Map, hidden: Mask) -> Mask:
     return left_over
 
 
-def is_any(mask: Mask) -> bool:
+def is_any(mask: Bool[Tensor, "*size"]) -> bool:
     """Tell whether any is set; `mask.any()` takes ten times as long on a CPU."""
     return bool(mask.view(torch.uint8).amax())

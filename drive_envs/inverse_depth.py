@@ -7,7 +7,7 @@ Where depth is not known w is HOLE. Maps are (batch, height, width) in 1/m; CPU 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import hardshrink, interpolate, pad
 
@@ -88,12 +88,20 @@ def fill(w: Map) -> Map:
     return torch.addcmul(w, w.clamp(HOLE, 0), w - coarse)
 
 
-def nearest_around(w: Map) -> Map:
-    """Return the largest inverse depth of each pixel and its eight neighbours."""
-    for dim in (1, 2):
-        length, around = w.shape[dim] - 1, w.clone()
-        for at, beside in ((1, 0), (0, 1)):
-            here = around.narrow(dim, at, length)
-            torch.maximum(here, w.narrow(dim, beside, length), out=here)
-        w = around
-    return w
+def nearest_around(w: Map, pixel: Int64[Tensor, " some"]) -> Float[Tensor, " some"]:
+    """Return the largest inverse depth of some pixels and their eight neighbours.
+
+    pixel: their numbers, row by row, through all of the maps.
+    """
+    height, width = w.shape[1:]
+    column = pixel % width
+    row = (pixel // width) % height
+    first = pixel - column - row * width
+    rows = [(row + step).clamp_(0, height - 1).mul_(width).add_(first) for step in (-1, 0, 1)]
+    columns = [(column + step).clamp_(0, width - 1) for step in (-1, 0, 1)]
+    w = w.flatten()
+    around = w[pixel]
+    for above in rows:
+        for beside in columns:
+            torch.maximum(around, w[above + beside], out=around)
+    return around

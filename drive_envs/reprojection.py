@@ -90,12 +90,16 @@ class Landing(NamedTuple):
 
 
 class View(NamedTuple):
-    """One source seen from the target; `hidden` where the source sees something nearer."""
+    """One source seen from the target; `hidden` where the source sees something nearer.
 
-    color: Color
-    w: Map
-    seen: Mask
-    hidden: Mask
+    Of all pixels, row by row, or of those at `place` alone.
+    """
+
+    color: Float[Tensor, "batch 3 pixel"]
+    w: Flat
+    seen: Bool[Tensor, "batch pixel"]
+    hidden: Bool[Tensor, "batch pixel"]
+    place: Int64[Tensor, "batch pixel"] | None
 
 
 @torch.no_grad()
@@ -171,19 +175,36 @@ def reproject_pass(
 ) -> Reprojected:
     """Reproject as many images as fit the cache."""
     how = camera, source_camera, is_sharp
-    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
+    color, w, seen, hidden, _ = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
+    shape = len(images), camera.height, camera.width
     for source in range(1, images.shape[1]):
         if not is_any(~seen):
             break
-        view = see(images[:, source], depths[:, source], target_from_source[:, source], *how)
-        new = view.seen & ~seen
-        weight = new.to(w.dtype)
-        color = color.lerp_(view.color, weight[:, None])
-        w = w.lerp_(view.w, weight)
-        seen, hidden = seen | new, hidden & ~new
+        # With their neighbours, whose being hidden tells where an outline runs.
+        place = places(grow(~seen.view(shape)))
+        of_source = images[:, source], depths[:, source], target_from_source[:, source]
+        view = see(*of_source, *how, place)
+        new = view.seen & ~seen.gather(1, place)
+        image, which = new.nonzero(as_tuple=True)
+        pixel = place[image, which]
+        color[image, :, pixel] = view.color[image, :, which]
+        w[image, pixel] = view.w[image, which]
+        seen[image, pixel], hidden[image, pixel] = True, False
+    color, seen, hidden = color.unflatten(2, shape[1:]), seen.view(shape), hidden.view(shape)
     if is_any(hidden):
-        draw_out_background(color, w, hidden)
+        draw_out_background(color, w.view(shape), hidden)
     return Reprojected(color.add_(0.5).to(torch.uint8), seen)
+
+
+def places(mask: Mask) -> Int64[Tensor, "batch some"]:
+    """Index the pixels set, row by row, as many for each image: where it has fewer, pixel 0."""
+    flat = mask.flatten(1)
+    counts = flat.sum(1)
+    image, pixel = flat.nonzero(as_tuple=True)
+    first = (counts.cumsum(0) - counts)[image]
+    result = pixel.new_zeros(len(flat), int(counts.amax()))
+    result[image, torch.arange(len(image), device=image.device) - first] = pixel
+    return result
 
 
 def see(
@@ -193,8 +214,13 @@ def see(
     camera: Camera,
     source_camera: Camera,
     is_sharp: bool,
+    place: Int64[Tensor, "batch some"] | None = None,
 ) -> View:
-    """Take one source through the five steps of the module's page, drawn out beyond its view."""
+    """Take one source through the five steps of the module's page, drawn out beyond its view.
+
+    place: the target's pixels that are asked for, row by row; None for all. Whether one is an
+    outline is told by its neighbours: it is right for pixels whose neighbours are asked for, too.
+    """
     source = source_camera.scaled(depth.shape[2], depth.shape[1])
     there, back = motions(target_from_source, camera, source)
     w_source = inverse_depth(depth)
@@ -202,28 +228,30 @@ def see(
 
     guess = fill(close(splat(w_source, there, source, camera)))
     surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, source)
-    rays = rotate(back, camera)
-    w, _ = refine(land(guess.flatten(1).clamp_(min=0), rays, back), surface, rays, back, source)
+    shape, guess, rays = guess.shape, guess.flatten(1), rotate(back, camera)
+    if place is not None:
+        guess = guess.gather(1, place)
+        rays = rays.gather(2, place[:, None].expand(-1, 3, -1))
+    w, _ = refine(land(guess.clamp_(min=0), rays, back), surface, rays, back, source)
     first = land(w, rays, back)
     w, held = refine(first, surface, rays, back, source)
     second = land(w, rays, back)
 
     moved = torch.maximum((second.u - first.u).abs_(), (second.v - first.v).abs_())
     moved = torch.maximum(moved.mul_(1 / MAX_DISAGREEMENT), held.mul_(1 / ROUNDING))
-    agree = (moved <= 1).view_as(guess)
-    judged = is_in_view(second, source).view_as(guess)
+    agree, judged = moved <= 1, is_in_view(second, source)
     if has_unknown:
-        known = w_source.flatten(1).gather(1, pixel_of(second, source)) >= 0
-        judged &= known.view_as(guess)
+        judged &= w_source.flatten(1).gather(1, pixel_of(second, source)) >= 0
     seen, hidden = judged & agree, judged & ~agree
     if is_any(hidden):
-        outline = outlines(seen & grow(hidden), second, w_source, surface, source)
+        suspects = seen & near(hidden, shape, place)
+        outline = outlines(suspects, second, w_source, surface, source)
         seen, hidden = seen & ~outline, hidden | outline
     u, v = draw_in(second, source)
     factor = source_camera.width / source.width
     size = window(source_camera, camera)
     color = read(image, u.mul_(factor), v.mul_(factor), size, is_sharp=is_sharp)
-    return View(color.view(-1, 3, *guess.shape[1:]), w.view_as(guess), seen, hidden)
+    return View(color, w, seen, hidden, place)
 
 
 def motions(
@@ -329,20 +357,34 @@ def grow(mask: Mask) -> Mask:
     return high
 
 
+def near(
+    mask: Bool[Tensor, "batch pixel"], shape: torch.Size, place: Int64[Tensor, "batch pixel"] | None
+) -> Bool[Tensor, "batch pixel"]:
+    """Add the neighbours of every pixel set, in images of `shape` of which `place` is known."""
+    if place is None:
+        return grow(mask.view(shape)).flatten(1)
+    whole = mask.new_zeros(shape[0], shape[1] * shape[2]).scatter_(1, place, mask)
+    return grow(whole.view(shape)).flatten(1).gather(1, place)
+
+
 def outlines(
-    suspects: Mask, landing: Landing, w: SourceMap, surface: Surface, camera: Camera
-) -> Mask:
+    suspects: Bool[Tensor, "batch pixel"],
+    landing: Landing,
+    w: SourceMap,
+    surface: Surface,
+    camera: Camera,
+) -> Bool[Tensor, "batch pixel"]:
     """Tell which suspects land beside something nearer, whose colour has bled into the source.
 
     Left in place, they would draw the outline of an obstacle where it no longer is.
     """
-    image, target = suspects.flatten(1).nonzero(as_tuple=True)
+    image, target = suspects.nonzero(as_tuple=True)
     landed = Landing(*(values[image, target] for values in landing))
     pixel = pixel_of(landed, camera) + image * (camera.width * camera.height)
     slope_u, slope_v, _ = (values.flatten()[pixel] for values in surface)
     limit = w.flatten()[pixel] + EDGE + 2 * (slope_u.abs() + slope_v.abs())
     result = torch.zeros_like(suspects)
-    result.flatten(1)[image, target] = nearest_around(w).flatten()[pixel] > limit
+    result[image, target] = nearest_around(w, pixel) > limit
     return result
 
 

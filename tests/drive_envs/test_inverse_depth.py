@@ -72,4 +72,5 @@ def test_filling_takes_the_nearest_surface_of_the_smallest_cell(size, share):
 def test_nearest_around_is_the_maximum_of_nine():
     w = with_holes(0.2, 8, 16)
     expected = torch.nn.functional.max_pool2d(w, 3, stride=1, padding=1)
-    assert nearest_around(w).equal(expected)
+    some = torch.arange(w.numel())[::3]
+    assert nearest_around(w, some).equal(expected.flatten()[some])

@@ -13,7 +13,10 @@ from drive_envs.reprojection import (
     MIN_SCALE,
     NEAR,
     check_shapes,
+    grow,
+    places,
     reproject,
+    see,
 )
 
 CAMERA = wide(128, 64)
@@ -188,6 +191,28 @@ def test_later_sources_fill_only_what_earlier_did_not_see():
     truth, _ = render(target, waves)
     new = valid & ~seen
     assert (both.double() - truth.double()).abs()[:, new].mean() < 4
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+def test_asked_for_some_pixels_a_source_says_of_them_what_it_says_of_all(unknown):
+    frames = [random_frame(seed, 64, 128, unknown=unknown) for seed in range(2)]
+    image, depth = (torch.stack(parts) for parts in zip(*frames, strict=True))
+    depth[:, 20:50, 30:60] = 3.0  # an obstacle, so that some pixels are hidden and some an outline
+    moved = torch.stack([target_from_source(p) for p in ((0.1, 1.0, 0.02), (0.0, -0.7, 0.0))])
+    source = image, depth, moved, CAMERA, CAMERA, False
+    whole = see(*source)
+    assert whole.hidden.any()
+    wanted = torch.zeros(2, 64, 128, dtype=torch.bool)
+    wanted[0, 10:40, 20:70] = wanted[1, 5:8] = True
+    place = places(grow(wanted))
+    assert place.shape == (2, 32 * 52)
+    part = see(*source, place)
+    of_wanted = wanted.flatten(1).gather(1, place)
+    for name in ("w", "seen", "hidden"):
+        at_place = getattr(whole, name).gather(1, place)
+        assert getattr(part, name)[of_wanted].equal(at_place[of_wanted]), name
+    color = whole.color.gather(2, place[:, None].expand(-1, 3, -1)).mT
+    torch.testing.assert_close(part.color.mT[of_wanted], color[of_wanted])
 
 
 def test_unknown_depth_is_ignored():
