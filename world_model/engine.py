@@ -38,11 +38,13 @@ class EngineConfig:
 
     capacity: scenes whose keys and values are kept. batch_size: scenes of one pass; more are taken
     in turns. lease: s after which a session that nobody asked for is closed: its driver is dead.
+    is_anchored: False keeps the future from the model: what its plans are worth without.
     """
 
     capacity: int = 64
     batch_size: int = 32
     lease: float = 60.0
+    is_anchored: bool = True
 
     def __post_init__(self) -> None:
         if self.capacity < 1 or self.batch_size < 1:
@@ -99,7 +101,7 @@ class Engine:
         self.memory = Memory.empty(
             model.config,
             config.capacity,
-            is_anchored=True,
+            is_anchored=config.is_anchored,
             dtype=dtype_of(sampler.precision, self.device.type),
             device=self.device,
         )
@@ -213,20 +215,23 @@ class Engine:
     ) -> np.ndarray:
         with self._timed("encode", seconds):
             context = self._encoded(request.context[rows])
-            anchors = self._encoded(request.anchors[rows])
+            anchors = self._anchors(request, rows) if self.config.is_anchored else None
         with self._timed("open", seconds):
             memory, made = self.sampler.begin(
                 context,
                 torch.from_numpy(request.context_poses[rows]).to(self.device),
-                Anchors(
-                    anchors,
-                    torch.from_numpy(request.anchor_poses[rows]).to(self.device),
-                    torch.from_numpy(request.wait[rows]).to(self.device),
-                ),
+                anchors,
                 torch.from_numpy(request.context[rows, -1]).to(self.device),
             )
             self.memory.put(places.to(self.device), memory)
             return best_plan(made.plan).float().cpu().numpy()
+
+    def _anchors(self, request: OpenSession, rows: np.ndarray) -> Anchors:
+        return Anchors(
+            self._encoded(request.anchors[rows]),
+            torch.from_numpy(request.anchor_poses[rows]).to(self.device),
+            torch.from_numpy(request.wait[rows]).to(self.device),
+        )
 
     def _encoded(self, images: np.ndarray) -> Tensor:
         """Turn frames (scene, frame, 2, 3, H, W) into latents (scene, frame, ...)."""

@@ -96,9 +96,9 @@ def tokenizer():
 
 @pytest.fixture
 def make_engine(model, tokenizer):
-    def make(**options):
+    def make(capacity=8, **options):
         sampler = SamplerConfig(num_steps=2, precision="fp32")
-        return Engine(model, tokenizer, sampler, EngineConfig(**{"capacity": 8} | options))
+        return Engine(model, tokenizer, sampler, EngineConfig(capacity=capacity, **options))
 
     return make
 

@@ -32,6 +32,17 @@ def test_a_session_shows_the_same_alone_and_among_others(make_engine):
             assert_alike(one, other)
 
 
+def test_without_anchors_the_future_changes_nothing(make_engine):
+    request = opening("a")
+    other = replace(request, anchors=255 - request.anchors, anchor_poses=request.anchor_poses + 1)
+    for is_anchored, is_same in ((True, False), (False, True)):
+        one, another = (
+            drive(make_engine(is_anchored=is_anchored), each, 2)[-1].plan
+            for each in (request, other)
+        )
+        assert np.array_equal(one, another) == is_same
+
+
 def test_scenes_that_are_over_are_left_out(make_engine):
     request = opening("a", num_scenes=3)
     whole = drive(make_engine(), request)
