@@ -238,6 +238,8 @@ def row_of(name: str, seed: int, folder: Path, scores: Scores) -> Row | None:
     if (figures := figures_of(folder, scores)) is None:
         return None
     trained, scored = figures
+    made = json.loads((folder / "result.json").read_text())
+    machine = made["machine"]
     return Row(
         policy=name,
         seed=seed,
@@ -247,6 +249,8 @@ def row_of(name: str, seed: int, folder: Path, scores: Scores) -> Row | None:
         passed={score: one[suite(score)]["passed"] for score, one in scored.items()},
         total={score: one[suite(score)]["total"] for score, one in scored.items()},
         mean_abs_lateral={score: one["mean_abs_lateral"] for score, one in scored.items()},
+        commit=made["commit"],
+        machine=f"{machine['cores']} cores of {machine['cpu']}",
     )
 
 

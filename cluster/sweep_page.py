@@ -19,11 +19,15 @@ from cluster.output import write_text
 from cluster.report import Part, Picture, Table, Text, decimal, write_report
 
 CONFIDENCE = 0.95
+ABBREVIATED = 10  # digits of a commit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One trained policy: passed of total and mean |d| in m by score, off-policy error in m."""
+    """One trained policy: passed of total and mean |d| in m by score, off-policy error in m.
+
+    commit: of the code that trained it. machine: where it last was, in words.
+    """
 
     policy: str
     seed: int
@@ -33,6 +37,8 @@ class Row:
     passed: dict[str, int]
     total: dict[str, int]
     mean_abs_lateral: dict[str, float | None]
+    commit: str | None
+    machine: str
 
 
 def write_page(
@@ -49,7 +55,8 @@ def write_page(
     for table, names in tables.items():
         of = {name: by_policy[name] for name in names if name in by_policy}
         compared, png = table_of(table, of, scores), draw(of, scores[0])
-        write_text(output / f"{table}.md", compared.markdown)
+        said = f"\n{made_by([row for rows in of.values() for row in rows])}\n" if of else ""
+        write_text(output / f"{table}.md", compared.markdown + said)
         (output / f"{table}.png").write_bytes(png)
         heading = f"{table}: closed loop against off-policy error"
         parts += [compared, Picture(png=png, heading=heading)]
@@ -95,6 +102,7 @@ def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
             "off-policy error, m",
             "gradient steps",
             "minutes since its last start",
+            "code",
         ],
         rows=[
             [
@@ -105,11 +113,22 @@ def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
                 decimal(row.trajectory_mae),
                 row.steps,
                 f"{row.minutes:.0f}",
+                (row.commit or "")[:ABBREVIATED],
             ]
             for row in rows
         ],
         heading="Every seed",
     )
+
+
+def made_by(rows: Sequence[Row]) -> str:
+    """Say whose code trained these policies, and on what."""
+    by_code: dict[str, list[str]] = {}
+    for row in rows:
+        code = f"commit {row.commit[:ABBREVIATED]}" if row.commit else "code of no repository"
+        by_code.setdefault(code, []).append(f"{row.policy} {row.seed}")
+    trained = "; ".join(f"{', '.join(names)} by {code}" for code, names in by_code.items())
+    return f"Trained on {', '.join(sorted({row.machine for row in rows}))}: {trained}."
 
 
 def passes(rows: Sequence[Row], score: str) -> str:

@@ -170,6 +170,8 @@ def row(policy, seed, passed, error):
         passed={"a": passed, "b": passed - 1},
         total={"a": 24, "b": 20},
         mean_abs_lateral={"a": 0.1 * (seed + 1), "b": None},
+        commit="0123456789abcdef" if policy == "on" else None,
+        machine="2 cores of a kind",
     )
 
 
@@ -186,7 +188,10 @@ def test_the_table_has_seeds_and_intervals(tmp_path):
     assert (tmp_path / "both.png").read_bytes()[1:4] == b"PNG"
     alone = (tmp_path / "one.md").read_text().splitlines()
     assert [alone[0], alone[2]] == [lines[0], lines[3]]
-    assert len(alone) == 3
+    trained = "Trained on 2 cores of a kind: "
+    assert alone[3:] == ["", f"{trained}off 0 by code of no repository."]
+    by_both = "on 0, on 1 by commit 0123456789; off 0 by code of no repository."
+    assert lines[4:] == ["", trained + by_both]
 
 
 def test_tables_choose_policies_and_those_may_begin_with_another():
