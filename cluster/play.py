@@ -11,6 +11,7 @@ came from there. The drive goes on while somebody looks.
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -157,19 +158,21 @@ class Drive:
     def __init__(self, env: DrivingVectorEnv, driver: Driver | None, config: PlayRun) -> None:
         self.env, self.driver, self.config = env, driver, config
         self.steer, self.wheel = 0, 0.0
-        self.is_restarted = True
+        self.is_over = True
+        self._asked = threading.Event()  # to restart; it may come while a frame is being driven
         self.number, self.step = -1, 0
         self.figures: dict[str, Any] = {"drives": 0, "frames": 0, "left_the_road": 0}
 
     def next(self) -> tuple[bytes, dict[str, Any]]:
         """Drive on by one frame, or begin anew; return the picture (JPEG) and what to say of it."""
-        if self.is_restarted:
+        if self.is_over or self._asked.is_set():
+            self._asked.clear()
             self._begin()
         else:
             observation, _, left, arrived, info = self.env.step(self.decision.action)
             self.step += 1
             self.figures["left_the_road"] += int(left[0])
-            self.is_restarted = bool(left[0] or arrived[0])
+            self.is_over = bool(left[0] or arrived[0])
             self._look(observation, info)
         self.figures["frames"] += 1
         info = self.info
@@ -188,17 +191,17 @@ class Drive:
             "lateral": round(lateral, 3),
             "speed": round(speed, 2),
             "curvature": round(float(self.decision.action[0, 0]), 5),
-            "over": self.is_restarted,
+            "over": self.is_over,
         }
         return encode_image(np.ascontiguousarray(picture.transpose(2, 0, 1))), told
 
     def restart(self) -> None:
         """Begin another drive with the next frame."""
-        self.is_restarted = True
+        self._asked.set()
 
     def _begin(self) -> None:
         self.number, self.step, self.wheel = self.number + 1, 0, 0.0
-        self.is_restarted = False
+        self.is_over = False
         self.figures["drives"] += 1
         observation, info = self.env.reset(seed=self.config.seed + self.number)
         if self.driver is not None:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -14,6 +15,8 @@ import torch
 torch.set_num_threads(1)
 # What a local cluster asks for by default. It is read as Ray is imported, so no test may be before.
 os.environ.setdefault("RAY_AUTH_MODE", "token")
+# Of all processes of tests: two that find none in the home would each write one of their own.
+os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 # Ray's workers yield to all others, by default: beside another process of tests an actor took more
 # than 30 s to be started, here 17.
 os.environ.setdefault("RAY_worker_niceness", "0")

@@ -19,6 +19,7 @@ from typing import Any
 from drive_envs.protocol import NoRoomError, OpenSession, StepSession, Views
 from world_model.engine import OPEN_KINDS, Engine, check_kinds, check_step
 
+LONGEST_SLEEP = 1.0  # s between two looks for drivers that have vanished
 LOOK_AGAIN = 0.5  # s, after which a waiting opening tries again, should it have missed a closing
 
 
@@ -193,6 +194,6 @@ class Scheduler:
 
     async def _expire(self) -> None:
         while True:
-            await asyncio.sleep(self.engine.config.lease / 4)
+            await asyncio.sleep(min(self.engine.config.lease / 4, LONGEST_SLEEP))
             if await self._work(self.engine.expire):
                 await self._tell_room()

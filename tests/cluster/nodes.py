@@ -3,7 +3,6 @@
 import json
 import os
 import secrets
-import socket
 import subprocess
 import sys
 import time
@@ -12,15 +11,10 @@ from urllib.request import Request, urlopen
 
 import psutil
 
+from tests.ports import free_port
+
 RAY = str(Path(sys.executable).with_name("ray"))
 LOCAL = "--node-ip-address=127.0.0.1"
-
-
-def free_port():
-    """Return a port that nobody listens on just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def title_of(process):

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 import yaml
 
 from cluster.dashboard import PLACE, ROWS, dashboard, text
+from tests.ports import free_port
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.model_file import save_world_model
@@ -55,12 +55,6 @@ def test_panels_lie_side_by_side_and_each_has_its_own_number():
     ]
     assert len(set(taken)) == len(taken)
     assert max(x for x, _ in taken) < 24
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def wait_until(happened, seconds, what):

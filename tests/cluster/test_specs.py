@@ -5,7 +5,6 @@ import os
 import re
 import shlex
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -25,6 +24,7 @@ from ray.scripts.scripts import start
 from ray.util import get_node_ip_address
 
 from cluster.jobs import OURS
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 SPECS = ROOT / "cluster" / "specs"
@@ -191,15 +191,6 @@ def run_as(home, command, **options):
     known = {key: value for key, value in os.environ.items() if not key.startswith("RAY_")}
     known |= {"HOME": str(home), "RAY_AUTH_MODE": "token"}
     return subprocess.Popen(command, env=known, text=True, **options)
-
-
-def free_port():
-    """Find a port beside those that Ray's workers take."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            port = server.getsockname()[1]
-        if not 10002 <= port <= 19999:
-            return port
 
 
 def listening(port):

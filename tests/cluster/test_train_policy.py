@@ -111,13 +111,16 @@ def accounts(state: dict[str, Any]) -> int:
 
 
 def driving_processes() -> list[psutil.Process]:
-    # A zombie drives nothing: Ray does not reap all of its processes at once.
-    alive = [
-        process
-        for process in psutil.Process().children(recursive=True)
-        if process.status() != psutil.STATUS_ZOMBIE
-    ]
-    return [p for p in alive if "".join(p.cmdline()).startswith("ray::RolloutActor")]
+    return [process for process in psutil.Process().children(recursive=True) if drives(process)]
+
+
+def drives(process: psutil.Process) -> bool:
+    try:
+        # A zombie drives nothing: Ray does not reap all of its processes at once.
+        is_alive = process.status() != psutil.STATUS_ZOMBIE
+        return is_alive and "".join(process.cmdline()).startswith("ray::RolloutActor")
+    except psutil.Error:  # it has ended meanwhile
+        return False
 
 
 @pytest.mark.slow

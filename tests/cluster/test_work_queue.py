@@ -1,5 +1,6 @@
 import os
 import time
+from typing import Any
 
 import pytest
 import ray
@@ -36,12 +37,20 @@ def cluster():
         yield
 
 
-def square(numbers, folder, timeout=30.0):
+def square(numbers, folder, timeout=30.0, is_awaited=True):
+    """Square on two processes; with `is_awaited` the time does not run while they are started."""
     actor = ray.remote(Worker).options(num_cpus=1)
+
+    def start():
+        process: Any = actor.remote(folder)
+        if is_awaited:
+            ray.get(process.__ray_ready__.remote())
+        return process
+
     return dict(
         work(
             numbers,
-            lambda: actor.remote(folder),
+            start,
             lambda process, number: process.square.remote(number),
             num_processes=2,
             timeout=timeout,
@@ -71,4 +80,4 @@ def test_an_error_of_the_work_itself_is_raised(tmp_path):
     with pytest.raises(ValueError, match="seven is not allowed"):
         square([7], tmp_path)
     with pytest.raises(RayActorError, match="no such folder"):
-        square([1], tmp_path / "missing")
+        square([1], tmp_path / "missing", is_awaited=False)

@@ -8,7 +8,7 @@ import signal
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from threading import Timer
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -59,7 +59,7 @@ def config(tmp_path_factory):
         num_threads=1,
         drain=2.0,
         sampler=EulerConfig(num_steps=2, precision="fp32"),
-        engine=EngineConfig(capacity=CAPACITY, lease=3.0),
+        engine=EngineConfig(capacity=CAPACITY),
         scheduler=SchedulerConfig(max_wait=0.02, admission_timeout=30.0),
     )
 
@@ -72,18 +72,35 @@ def service(config):
 
 @pytest.fixture
 def connection(service):
-    """A way to the service, which has to be empty again afterwards."""
+    """A way to the service, which has to be empty again when all leases are over."""
     yield ServiceConnection(NAME, timeout=20.0)
+    in_replicas(let_an_hour_pass)
     deadline = time.monotonic() + 20
     while (left := totals(NAME))["scenes"] or left["sessions"]:
         assert time.monotonic() < deadline, f"what was opened is left over: {left}"
         time.sleep(0.2)
 
 
+def let_an_hour_pass(_):
+    """Put the clock forward by which a replica's engine tells how long a driver has been away."""
+    from world_model import engine
+
+    now = engine.time.monotonic
+    engine.time = SimpleNamespace(
+        monotonic=lambda: now() + 3600, perf_counter=engine.time.perf_counter
+    )
+
+
 def replicas():
     """Return the names of the service's replicas that are alive."""
     named: list[Any] = list_named_actors(all_namespaces=True)
     return sorted(one["name"] for one in named if one["name"].startswith(f"SERVE_REPLICA::{NAME}#"))
+
+
+def in_replicas(ask):
+    """Call a function in the process of each replica."""
+    actors = [ray.get_actor(name, namespace="serve") for name in replicas()]
+    return ray.get([actor.__ray_call__.remote(ask) for actor in actors])
 
 
 def kill(name):
@@ -219,19 +236,54 @@ def test_who_is_slow_is_not_taken_for_gone(error, meant):
         Answer(Failing(error), timeout=0.5).result()
 
 
+def signal_all(pids, number):
+    for pid in pids:
+        os.kill(pid, number)
+
+
+class Noted(Answer):
+    """An answer that says so when it is late."""
+
+    def __init__(self, answer, when_late):
+        super().__init__(answer._response, answer._timeout)
+        self.when_late = when_late
+
+    def result(self):
+        try:
+            return super().result()
+        except TimeoutError:
+            self.when_late()
+            raise
+
+
+class Impatient(ServiceConnection):
+    """Wakes the replicas up when an answer was late, and is patient again."""
+
+    def __init__(self, wake):
+        super().__init__(NAME, timeout=20.0)
+        self.wake, self.num_late = wake, 0
+
+    def step(self, request):
+        return Noted(super().step(request), self.be_patient)
+
+    def be_patient(self):
+        self.num_late += 1
+        self.timeout = 20.0
+        self.wake()
+
+
 def test_a_replica_is_slow(service, synthetic_segment):
-    impatient = ServiceConnection(NAME, timeout=0.5)
-    actors = [ray.get_actor(name, namespace="serve") for name in replicas()]
-    pids = ray.get([actor.__ray_call__.remote(lambda _: os.getpid()) for actor in actors])
+    pids = in_replicas(lambda _: os.getpid())
     assert len(pids) == 2
+    impatient = Impatient(lambda: signal_all(pids, signal.SIGCONT))
 
     def stall():
-        for pid in pids:
-            os.kill(pid, signal.SIGSTOP)
-            Timer(2.0, os.kill, (pid, signal.SIGCONT)).start()
+        signal_all(pids, signal.SIGSTOP)
+        impatient.timeout = 0.5
 
     before = totals(NAME)
     assert roll_out(impatient, synthetic_segment, 1, 3, stall) == 0
+    assert impatient.num_late >= 1
     assert totals(NAME)["opened"] == before["opened"] + 1
 
 
@@ -253,6 +305,7 @@ def test_a_driver_vanishes(connection):
     before = totals(NAME)["expired"]
     connection.open(opening("vanished")).result()
     assert totals(NAME)["scenes"] == 2
+    in_replicas(let_an_hour_pass)
     deadline = time.monotonic() + 20
     while totals(NAME)["scenes"] and time.monotonic() < deadline:
         time.sleep(0.2)
