@@ -2,7 +2,8 @@
 
 Each drive is a part file until all are there, then they are merged. The parts lie beside the
 result under a name made of the run, so that the same run, started again after an interruption,
-goes on; another run never takes them up.
+goes on; another run never takes them up. A run that wants more drives than the result has, and is
+the same otherwise, keeps those that are there.
 """
 
 import hashlib
@@ -30,7 +31,7 @@ from drive_envs.human import HumanConfig
 from drive_envs.metadrive_assets import ensure_assets
 from drive_envs.plan import STEP
 from drive_envs.random_roads import RoadsConfig
-from drive_envs.segment import Segment
+from drive_envs.segment import Segment, SegmentError
 from drive_envs.segments import SegmentFile, write_segments
 from drive_envs.traffic import TrafficConfig
 
@@ -93,13 +94,22 @@ class RecordRun:
         )
 
     @property
-    def parts(self) -> Path:
-        """The folder for finished drives; its name says what they depend on."""
+    def digest(self) -> str:
+        """What the drives depend on, in short: all but how many there are, and where."""
         known = asdict(self)
         for name in ("path", "num_segments", "num_processes"):
             del known[name]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-        return self.path.with_name(f".{self.path.stem}-{digest}")
+        return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def source(self) -> str:
+        """What the file of recordings says of where they come from."""
+        return f"drive record seed={self.seed} ({self.digest})"
+
+    @property
+    def parts(self) -> Path:
+        """The folder for finished drives; its name says what they depend on."""
+        return self.path.with_name(f".{self.path.stem}-{self.digest}")
 
     def split(self, number: int) -> str:
         """Return to which split the drive of this number belongs."""
@@ -110,7 +120,10 @@ class RecordRun:
 def run(config: RecordRun, output: Path) -> dict[str, Any]:
     """Record what is not yet recorded, merge it, and report speed, size and what was dropped."""
     config.parts.mkdir(parents=True, exist_ok=True)
-    missing = [n for n in range(config.num_segments) if not part(config, n).exists()]
+    before = recorded_before(config)
+    num_before = 0 if before is None else len(before)
+    numbers = range(config.num_segments)
+    missing = [n for n in numbers if n >= num_before and not part(config, n).exists()]
     there = config.num_segments - len(missing)
     if there:
         logger.info("%d drives are there already", there)
@@ -118,12 +131,16 @@ def run(config: RecordRun, output: Path) -> dict[str, Any]:
     with progress("drives", config.num_segments, done=there) as meter:
         dropped = record_all(config, missing, meter)
     seconds = time.monotonic() - started
-    segments = (SegmentFile(part(config, n)).read(0) for n in range(config.num_segments))
-    write_segments(config.path, segments, source=f"drive record seed={config.seed}")
+    if num_before != config.num_segments:
+        segments = (
+            before.read(n) if before and n < num_before else SegmentFile(part(config, n)).read(0)
+            for n in numbers
+        )
+        write_segments(config.path, segments, source=config.source)
     shutil.rmtree(config.parts)
     frames = round(config.seconds / STEP)
     megabytes = config.path.stat().st_size / 1e6
-    held_out = sum(config.split(n) == "held_out" for n in range(config.num_segments))
+    held_out = sum(config.split(n) == "held_out" for n in numbers)
     return {
         "path": str(config.path),
         "segments": config.num_segments,
@@ -134,6 +151,15 @@ def run(config: RecordRun, output: Path) -> dict[str, Any]:
         "megabytes_per_minute": round(megabytes / (config.seconds * config.num_segments / 60), 2),
         "dropped": dict(dropped),
     }
+
+
+def recorded_before(config: RecordRun) -> SegmentFile | None:
+    """Open the result if it holds drives of this run, perhaps not as many; None for any other."""
+    try:
+        file = SegmentFile(config.path)
+    except SegmentError:
+        return None
+    return file if file.source == config.source else None
 
 
 def part(config: RecordRun, number: int) -> Path:

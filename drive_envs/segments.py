@@ -154,6 +154,7 @@ class SegmentFile:
             version = metadata.get(b"schema_version", b"none").decode()
             cameras = json.loads(metadata.get(b"cameras", b"{}"))
             self.cameras = {name: Camera(**fields) for name, fields in cameras.items()}
+            self.source = metadata.get(b"source", b"").decode()
         except (OSError, pa.ArrowException, ValueError, TypeError) as error:
             raise SegmentError(
                 f"{path}: not a readable Parquet file of segments ({error})"

@@ -9,7 +9,7 @@ import pytest
 
 from cluster.config import load
 from cluster.jobs import RUNS
-from cluster.record import RecordRun, part, results, run
+from cluster.record import RecordRun, part, recorded_before, results, run
 from drive_envs.camera import cameras
 from drive_envs.frames import encode_depth, encode_image
 from drive_envs.metadrive_assets import assets_missing
@@ -79,6 +79,24 @@ def test_finished_drives_are_kept_and_merged(tmp_path):
     figures = run(config, tmp_path)
     assert figures["frames_per_second"] is None
     assert [s.split for s in open_dataset(config.path)] == ["train", "train", "held_out"]
+
+
+def test_who_wants_more_keeps_what_is_there(tmp_path):
+    config = tiny(tmp_path)
+    for number in range(config.num_segments):
+        write_segments(part(config, number), [segment(number, config.split(number))])
+    run(config, tmp_path)
+    written = config.path.stat().st_mtime_ns
+    assert run(config, tmp_path)["frames_per_second"] is None
+    assert config.path.stat().st_mtime_ns == written
+    more = replace(config, num_segments=4)
+    more.parts.mkdir()
+    write_segments(part(more, 3), [segment(3, more.split(3))])
+    assert run(more, tmp_path)["frames_per_second"] is None  # none was driven again
+    names = [s.name for s in open_dataset(config.path)]
+    assert names == [f"drive-{number:05d}" for number in range(4)]
+    assert recorded_before(replace(more, seed=1)) is None
+    assert recorded_before(replace(more, path=tmp_path / "none.parquet")) is None
 
 
 def test_parts_belong_to_one_run():
