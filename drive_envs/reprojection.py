@@ -92,14 +92,13 @@ class Landing(NamedTuple):
 class View(NamedTuple):
     """One source seen from the target; `hidden` where the source sees something nearer.
 
-    Of all pixels, row by row, or of those at `place` alone.
+    Of all pixels, row by row, or of those alone that were asked for.
     """
 
     color: Float[Tensor, "batch 3 pixel"]
     w: Flat
     seen: Bool[Tensor, "batch pixel"]
     hidden: Bool[Tensor, "batch pixel"]
-    place: Int64[Tensor, "batch pixel"] | None
 
 
 @torch.no_grad()
@@ -175,7 +174,7 @@ def reproject_pass(
 ) -> Reprojected:
     """Reproject as many images as fit the cache."""
     how = camera, source_camera, is_sharp
-    color, w, seen, hidden, _ = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
+    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
     shape = len(images), camera.height, camera.width
     for source in range(1, images.shape[1]):
         if not is_any(~seen):
@@ -251,7 +250,7 @@ def see(
     factor = source_camera.width / source.width
     size = window(source_camera, camera)
     color = read(image, u.mul_(factor), v.mul_(factor), size, is_sharp=is_sharp)
-    return View(color, w, seen, hidden, place)
+    return View(color, w, seen, hidden)
 
 
 def motions(
