@@ -26,7 +26,7 @@ class Measured:
 
     actor_rate: float = 467 / 2
     render_share: float = 2.1 / 3.7
-    learner_rates: tuple[float, float] = (3.5, 5.3)
+    learner_rates: tuple[float, float] = (3.7, 5.8)
     learner_steps: int = 300
 
 
