@@ -122,6 +122,11 @@ def run(config: RecordRun, output: Path) -> dict[str, Any]:
     config.parts.mkdir(parents=True, exist_ok=True)
     before = recorded_before(config)
     num_before = 0 if before is None else len(before)
+    if num_before > config.num_segments:
+        logger.warning(
+            "%s holds %d drives: all but the first %d are left out, as num_segments says",
+            *(config.path, num_before, config.num_segments),
+        )
     numbers = range(config.num_segments)
     missing = [n for n in numbers if n >= num_before and not part(config, n).exists()]
     there = config.num_segments - len(missing)

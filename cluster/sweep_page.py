@@ -26,7 +26,8 @@ ABBREVIATED = 10  # digits of a commit
 class Row:
     """One trained policy: passed of total and mean |d| in m by score, off-policy error in m.
 
-    commit: of the code that trained it. machine: where it last was, in words.
+    commit: of the code that trained it last, for a training may be resumed by another. machine:
+    where that was, in words.
     """
 
     policy: str
@@ -122,13 +123,13 @@ def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
 
 
 def made_by(rows: Sequence[Row]) -> str:
-    """Say whose code trained these policies, and on what."""
+    """Say whose code trained these policies last, and on what."""
     by_code: dict[str, list[str]] = {}
     for row in rows:
         code = f"commit {row.commit[:ABBREVIATED]}" if row.commit else "code of no repository"
         by_code.setdefault(code, []).append(f"{row.policy} {row.seed}")
     trained = "; ".join(f"{', '.join(names)} by {code}" for code, names in by_code.items())
-    return f"Trained on {', '.join(sorted({row.machine for row in rows}))}: {trained}."
+    return f"Last trained on {', '.join(sorted({row.machine for row in rows}))}: {trained}."
 
 
 def passes(rows: Sequence[Row], score: str) -> str:

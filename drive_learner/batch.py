@@ -137,12 +137,13 @@ def empty_batch(
         return torch.zeros(time, num_sequences, *array.shape[2:], dtype=dtype, pin_memory=pinned)
 
     frames = num_context + length + 1
-    is_whole = num_context <= NUM_CONTEXT
-    present = torch.zeros(frames, num_sequences, dtype=torch.bool, pin_memory=pinned)
+    present = None
+    if num_context > NUM_CONTEXT:
+        present = torch.zeros(frames, num_sequences, dtype=torch.bool, pin_memory=pinned)
     return Batch(
         observation={key: like(value, frames) for key, value in rollout.observation.items()},
         noise=None if noise is None else like(noise, frames),
-        present=None if is_whole else present,
+        present=present,
         policy_version=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         recording=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         **{name: like(getattr(rollout, name), length) for name in STEP_FIELDS},

@@ -81,7 +81,7 @@ def test_finished_drives_are_kept_and_merged(tmp_path):
     assert [s.split for s in open_dataset(config.path)] == ["train", "train", "held_out"]
 
 
-def test_who_wants_more_keeps_what_is_there(tmp_path):
+def test_who_wants_more_keeps_what_is_there_and_who_wants_less_is_told(tmp_path, caplog):
     config = tiny(tmp_path)
     for number in range(config.num_segments):
         write_segments(part(config, number), [segment(number, config.split(number))])
@@ -95,6 +95,10 @@ def test_who_wants_more_keeps_what_is_there(tmp_path):
     assert run(more, tmp_path)["frames_per_second"] is None  # none was driven again
     names = [s.name for s in open_dataset(config.path)]
     assert names == [f"drive-{number:05d}" for number in range(4)]
+    assert "left out" not in caplog.text
+    run(replace(config, num_segments=2), tmp_path)
+    assert len(open_dataset(config.path)) == 2
+    assert "drives.parquet holds 4 drives: all but the first 2 are left out" in caplog.text
     assert recorded_before(replace(more, seed=1)) is None
     assert recorded_before(replace(more, path=tmp_path / "none.parquet")) is None
 

@@ -188,7 +188,7 @@ def test_the_table_has_seeds_and_intervals(tmp_path):
     assert (tmp_path / "both.png").read_bytes()[1:4] == b"PNG"
     alone = (tmp_path / "one.md").read_text().splitlines()
     assert [alone[0], alone[2]] == [lines[0], lines[3]]
-    trained = "Trained on 2 cores of a kind: "
+    trained = "Last trained on 2 cores of a kind: "
     assert alone[3:] == ["", f"{trained}off 0 by code of no repository."]
     by_both = "on 0, on 1 by commit 0123456789; off 0 by code of no repository."
     assert lines[4:] == ["", trained + by_both]
