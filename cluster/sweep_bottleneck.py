@@ -112,16 +112,8 @@ def figures_of(
     training: TrainPolicyRun, score: EvaluatePolicyRun, probe: ProbePolicyRun, folder: Path
 ) -> dict[str, Any]:
     """Train, score and probe one policy, as far as that is not done."""
-    trained = kept(folder / "trained.json", training, lambda: train_policy.run(training, folder))
-    score = replace(score, policy=str(folder))
+    driven = trained_and_scored(training, score, folder)
     probe = replace(probe, policy=str(folder))
-
-    def scored() -> dict[str, Any]:
-        pages = folder / "score"
-        pages.mkdir(exist_ok=True)
-        suite = find_scenarios(score.scenarios).stem
-        figures = whole(evaluate_policy.run(score, pages))
-        return {**figures[suite], "mean_abs_lateral": figures["mean_abs_lateral"]}
 
     def probed() -> dict[str, Any]:
         pages = folder / "probe"
@@ -132,10 +124,33 @@ def figures_of(
     return {
         "bits": training.policy.bottleneck_bits,
         "seed": training.seed,
+        **driven,
+        "probe": kept(folder / "probed.json", probe, probed),
+    }
+
+
+def trained_and_scored(
+    training: TrainPolicyRun, score: EvaluatePolicyRun, folder: Path
+) -> dict[str, Any]:
+    """Train and score one policy, as far as that is not done.
+
+    Returns seconds, trajectory_mae, passed, total and mean_abs_lateral.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = kept(folder / "trained.json", training, lambda: train_policy.run(training, folder))
+    score = replace(score, policy=str(folder))
+
+    def scored() -> dict[str, Any]:
+        pages = folder / "score"
+        pages.mkdir(exist_ok=True)
+        suite = find_scenarios(score.scenarios).stem
+        figures = whole(evaluate_policy.run(score, pages))
+        return {**figures[suite], "mean_abs_lateral": figures["mean_abs_lateral"]}
+
+    return {
         "seconds": trained["seconds"],
         "trajectory_mae": trained["trajectory_mae"],
         **kept(folder / "scored.json", score, scored),
-        "probe": kept(folder / "probed.json", probe, probed),
     }
 
 

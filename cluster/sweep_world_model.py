@@ -5,6 +5,9 @@ data, a power law is fitted to what is above the autoencoder's floor,
 
     LPIPS - floor = a x^-b
 
+What a model is worth as a simulator is what a policy learns in it: where `policy` is given, one is
+trained inside each variant, and scored on the road.
+
 Every variant is trained into its own folder and goes on where it stopped; what is evaluated is not
 evaluated again with the same settings. So a sweep can be interrupted, and variants can be added.
 """
@@ -21,11 +24,16 @@ from matplotlib.figure import Figure
 
 from cluster import evaluate_world_model, train_world_model
 from cluster.config import dump, load
+from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names, load_perceptual
 from cluster.kept import claim, kept
 from cluster.output import write_text
 from cluster.report import Part, Picture, Table, Text, write_report
+from cluster.sweep import as_said
+from cluster.sweep_bottleneck import trained_and_scored
+from cluster.train_policy import TrainPolicyRun
 from cluster.train_world_model import TrainWorldModelRun
+from drive_envs.scenarios import load_scenarios
 from world_model.latents import LatentFile
 
 log = logging.getLogger(__name__)
@@ -51,6 +59,8 @@ class SweepWorldModelRun:
     training, report: the runs that all variants have in common. variants: by name, overrides of
     training as on the command line. against: what a power law is fitted over, `parameters` (those
     that make frames: without the plan head) or `drives`, or `none`. metric: what it is fitted to.
+    policy: what would stand after `drive train-policy`, of the policy that is trained inside each
+    variant; empty for none. score: what it is scored on.
     """
 
     training: TrainWorldModelRun = field(default_factory=TrainWorldModelRun)
@@ -58,10 +68,14 @@ class SweepWorldModelRun:
     variants: dict[str, tuple[str, ...]] = field(default_factory=dict)
     against: Literal["none", "parameters", "drives"] = "none"
     metric: str = "sequential_lpips_25"
+    policy: tuple[str, ...] = ()
+    score: EvaluatePolicyRun = field(default_factory=EvaluatePolicyRun)
 
     def __post_init__(self) -> None:
         if not self.variants:
             raise ValueError("variants is empty: name at least one, such as {p0: [...]}")
+        if self.score.policy is not None or self.score.policies:
+            raise ValueError("score names a policy: leave it out, those trained are meant")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,16 +93,39 @@ def run(config: SweepWorldModelRun, output: Path) -> dict[str, Any]:
     # What would go wrong is said before the first hour is spent.
     runs = {name: load(TrainWorldModelRun, base, given) for name, given in config.variants.items()}
     check_metric(config)
+    load_scenarios(config.score.scenarios)
+    policies = {name: policy_in(config, output / name) for name in runs} if config.policy else {}
     for name, training in runs.items():
         claim(output / name, training)
     figures = {}
     for number, (name, training) in enumerate(runs.items(), 1):
         log.info("variant %d of %d: %s", number, len(runs), name)
         figures[name] = figures_of(training, config.report, output / name)
+        if config.policy:
+            log.info("a policy in it")
+            driven = trained_and_scored(policies[name], config.score, output / name / "policy")
+            figures[name] |= {
+                "policy_passed": f"{driven['passed']} of {driven['total']}",
+                "policy_trajectory_mae": driven["trajectory_mae"],
+            }
     law = fitted(config, figures)
     write_page(output, config, figures, law)
     result: dict[str, Any] = {name: found.get(config.metric) for name, found in figures.items()}
+    if config.policy:
+        result["policies"] = {name: found["policy_passed"] for name, found in figures.items()}
     return result | ({"power_law": law} if law else {})
+
+
+def policy_in(config: SweepWorldModelRun, variant: Path) -> TrainPolicyRun:
+    """Return the training of the policy inside a variant; ValueError for one that asks no model."""
+    training = as_said(TrainPolicyRun, config.policy)
+    if not training.needs_model or training.service_name is not None:
+        raise ValueError(
+            "policy asks no world model, or one that is up already: say policy=[world_model, ...] "
+            "and no service_name, and it is trained inside each variant"
+        )
+    service = replace(training.service, model=variant / "world_model")
+    return replace(training, service=service)
 
 
 def check_metric(config: SweepWorldModelRun) -> None:
@@ -167,6 +204,7 @@ def write_page(
     def cell(value: Any) -> str:
         return "none" if value is None else f"{value:.3f}"
 
+    driven = ("policy_passed", "policy_trajectory_mae") if config.policy else ()
     rows = [
         [
             name,
@@ -175,6 +213,7 @@ def write_page(
             str(found["drives"]),
             f"{found['seconds'] / 60:.0f} min",
             *(cell(found.get(column)) for column in COLUMNS),
+            *(value if isinstance(value := found[of], str) else cell(value) for of in driven),
         ]
         for name, found in figures.items()
     ]
@@ -182,7 +221,7 @@ def write_page(
         Table(
             header=(
                 *("variant", "parameters", "without the plan head", "drives"),
-                *("training since its last start", *COLUMNS),
+                *("training since its last start", *COLUMNS, *driven),
             ),
             rows=rows,
             heading="Variants",

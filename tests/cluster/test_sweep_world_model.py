@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 
-from cluster import sweep_world_model
+from cluster import sweep_bottleneck, sweep_world_model
 from cluster.kept import claim
 from cluster.sweep_world_model import SweepWorldModelRun, fitted, power_law, run
 
@@ -56,6 +56,36 @@ def test_variants_that_were_evaluated_are_not_trained_again(tmp_path, done):
     assert "model.size=femto" in page
     assert "x^-0.500" in page
     assert (tmp_path / "power_law.png").stat().st_size > 0
+
+
+def test_a_policy_is_trained_inside_each_variant(tmp_path, done, monkeypatch):
+    driven = []
+
+    def train(training, folder):
+        driven.append((training.service.model, training.num_steps, folder))
+        return {"seconds": 1.0, "trajectory_mae": 0.25}
+
+    def score(scoring, pages):
+        assert scoring.policy == str(pages.parent)
+        return {"lane_centering": {"passed": 7, "total": 24}, "mean_abs_lateral": 0.5}
+
+    monkeypatch.setattr(sweep_bottleneck.train_policy, "run", train)
+    monkeypatch.setattr(sweep_bottleneck.evaluate_policy, "run", score)
+    config = SweepWorldModelRun(variants=VARIANTS, policy=("world_model", "num_steps=7"))
+    result = run(config, tmp_path)
+    assert result["policies"] == {"small": "7 of 24", "large": "7 of 24"}
+    assert run(config, tmp_path) == result
+    assert driven == [
+        (tmp_path / name / "world_model", 7, tmp_path / name / "policy") for name in VARIANTS
+    ]
+    assert "7 of 24" in (tmp_path / "report.html").read_text()
+
+
+@pytest.mark.parametrize("policy", [("reprojective",), ("world_model", "service_name=theirs")])
+def test_a_policy_that_is_trained_elsewhere_is_refused(tmp_path, done, policy):
+    with pytest.raises(ValueError, match=r"policy=\[world_model, \.\.\.\]"):
+        run(SweepWorldModelRun(variants=VARIANTS, policy=policy), tmp_path)
+    assert not done
 
 
 def test_a_variant_with_other_settings_is_not_taken_for_the_old_one(tmp_path, done):
