@@ -116,6 +116,12 @@ JOBS = {
         runs=("world_model_report",),
         summary="measure what a world model shows, where it goes and where it leads",
     ),
+    "evaluate-reactions": Job(
+        module="cluster.evaluate_reactions",
+        schema="EvaluateReactionsRun",
+        runs=("reactions",),
+        summary="measure what generated cars do when ours holds its speed, brakes or swerves",
+    ),
     "sweep-world-model": Job(
         module="cluster.sweep_world_model",
         schema="SweepWorldModelRun",

@@ -1,15 +1,21 @@
 """What a long comparison has done already, so that it can be interrupted and added to.
 
-A figure is made once for the settings that it was made with; a folder belongs to one training.
+A figure is made once for the settings that it was made with; a folder belongs to one training;
+arrays that take long to draw are files whose names say what they depend on.
 """
 
+import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cluster.config import dump, load_kept
 from cluster.output import plain, write_text
+from cluster.progress import progress
 
 TRAINING = "training.yaml"
 
@@ -39,3 +45,38 @@ def found(path: Path, run: object) -> dict[str, Any] | None:
         if load_kept(type(run), stored["settings"]) == run:
             return stored["figures"]
     return None
+
+
+def digest(known: Mapping[str, Any]) -> str:
+    """Return a short name made of settings, for what depends on them."""
+    return hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def kept_arrays(
+    files: Sequence[Path],
+    title: str,
+    making: Callable[[], AbstractContextManager[Callable[[int], Mapping[str, np.ndarray]]]],
+) -> list[dict[str, np.ndarray]]:
+    """Read the arrays in some files, after making those that are missing.
+
+    A file is whole or not there. making: opened once, if anything is missing; what it yields makes
+    the arrays of one number.
+    """
+    missing = [number for number, file in enumerate(files) if not file.exists()]
+    if missing:
+        with (
+            making() as make,
+            progress(title, len(files), done=len(files) - len(missing)) as meter,
+        ):
+            for number in missing:
+                files[number].parent.mkdir(parents=True, exist_ok=True)
+                part = files[number].with_suffix(".part")
+                with part.open("wb") as file:
+                    np.savez_compressed(file, allow_pickle=False, **make(number))
+                part.replace(files[number])
+                meter.advance()
+    loaded = []
+    for path in files:
+        with np.load(path, allow_pickle=False) as stored:
+            loaded.append(dict(stored))
+    return loaded

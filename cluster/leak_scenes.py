@@ -10,9 +10,8 @@ as `world.max_age` has it. The true picture is drawn as fine as a recording, the
 Roads are empty, and no recording and no scenario has them. A road's pairs are a file of their own.
 """
 
-import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from math import radians
 from pathlib import Path
@@ -22,8 +21,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int, UInt8
 
+from cluster.kept import digest, kept_arrays
 from cluster.metadrive_scenes import steady_path
-from cluster.progress import progress
 from drive_envs.camera import CAMERAS, recording_cameras
 from drive_envs.centerline import Centerline
 from drive_envs.frames import encode_depth, encode_image, shrink_depth
@@ -89,8 +88,7 @@ class LeakScenesConfig:
         """A name made of what a road's pairs depend on, which is not how many roads there are."""
         known = asdict(self)
         del known["num_roads"]
-        digest = hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-        return f"pairs-{digest}"
+        return f"pairs-{digest(known)}"
 
 
 class Places(NamedTuple):
@@ -121,12 +119,8 @@ def leak_scenes(config: LeakScenesConfig, folder: Path) -> LeakScenes:
     Raises ValueError (AssetsError, GraphicsError) when the machine cannot draw.
     """
     parts = folder / config.folder_name
-    parts.mkdir(parents=True, exist_ok=True)
     files = [parts / f"road_{number:04d}.npz" for number in range(config.num_roads)]
-    missing = [number for number, file in enumerate(files) if not file.exists()]
-    if missing:
-        draw(config, files, missing)
-    loaded = [read_pairs(file) for file in files]
+    loaded = kept_arrays(files, "drawing roads in MetaDrive", lambda: drawing(config))
     return LeakScenes(
         images={
             kind: {
@@ -140,30 +134,17 @@ def leak_scenes(config: LeakScenesConfig, folder: Path) -> LeakScenes:
     )
 
 
-def read_pairs(file: Path) -> dict[str, np.ndarray]:
-    """Read what `pairs_of_road` returned."""
-    with np.load(file, allow_pickle=False) as stored:
-        return dict(stored)
-
-
-def draw(config: LeakScenesConfig, files: list[Path], missing: list[int]) -> None:
-    """Draw the pairs of the missing roads, each into its file, which is whole or not there."""
+@contextmanager
+def drawing(config: LeakScenesConfig) -> Iterator[Callable[[int], dict[str, np.ndarray]]]:
+    """Yield what draws the pairs of a road by its number."""
     sensors = recording_cameras(
         config.width, config.height, scale=config.scale, margin=config.margin
     )
     renderer = MetaDriveRenderer(
         sensors, region=config.roads.region, supersampling=2 if config.scale == 1 else 1
     )
-    done = len(files) - len(missing)
     try:
-        with progress("drawing roads in MetaDrive", len(files), done=done) as meter:
-            for number in missing:
-                part = files[number].with_suffix(".part")
-                with part.open("wb") as file:
-                    pairs = pairs_of_road(renderer, config, number)
-                    np.savez_compressed(file, allow_pickle=False, **pairs)
-                part.replace(files[number])
-                meter.advance()
+        yield lambda number: pairs_of_road(renderer, config, number)
     finally:
         renderer.close()
 

@@ -69,11 +69,48 @@ class Drive:
     num_cars: int
 
 
+@dataclass(kw_only=True)
+class Trip:
+    """A road, who drives on it and among whom; `human` and `traffic` move on as they drive.
+
+    wish: a lane change that is yet to be made.
+    """
+
+    road: Road
+    lane: int
+    opposite: bool
+    human: Human
+    traffic: Traffic
+    wish: LaneChange | None
+
+
 def random_drive(config: DriveConfig, rng: np.random.Generator) -> Drive:
     """Draw and drive one drive; DropError when there was a collision or the road ended.
 
     ValueError when no road is long enough, see `random_road`.
     """
+    trip = random_trip(config, rng)
+    human = trip.human
+    rows = list(_drive(human, trip.traffic, trip.wish, round(config.seconds / STEP)))
+    if human.line.length - human.s < SIGHT / 2:
+        raise DropError("end of the road")
+    poses, speed, offset, desire, cars = zip(*rows, strict=True)
+    return Drive(
+        road=trip.road,
+        lane=trip.lane,
+        opposite=trip.opposite,
+        driver=human.driver,
+        poses=np.array(poses),
+        speed=np.array(speed),
+        offset=np.array(offset),
+        desire=np.array(desire),
+        cars=list(cars),
+        num_cars=trip.traffic.num_cars,
+    )
+
+
+def random_trip(config: DriveConfig, rng: np.random.Generator) -> Trip:
+    """Draw a trip before its warm-up; ValueError when no road is long enough."""
     driver = draw_driver(config.human, rng)
     num_rows = round(config.seconds / STEP)
     length = driver.speed * (num_rows + WARM_UP) * STEP + SIGHT + START
@@ -89,22 +126,7 @@ def random_drive(config: DriveConfig, rng: np.random.Generator) -> Drive:
         where = (lane, opposite)
         traffic = random_traffic(road, where, config.traffic, rng, seen(human), driver.speed)
     wish = _random_wish(config, road, lane, rng) if is_changing else None
-    rows = list(_drive(human, traffic, wish, num_rows))
-    if line.length - human.s < SIGHT / 2:
-        raise DropError("end of the road")
-    poses, speed, offset, desire, cars = zip(*rows, strict=True)
-    return Drive(
-        road=road,
-        lane=lane,
-        opposite=opposite,
-        driver=driver,
-        poses=np.array(poses),
-        speed=np.array(speed),
-        offset=np.array(offset),
-        desire=np.array(desire),
-        cars=list(cars),
-        num_cars=traffic.num_cars,
-    )
+    return Trip(road=road, lane=lane, opposite=opposite, human=human, traffic=traffic, wish=wish)
 
 
 def _with_lanes(config: RoadsConfig, least: int) -> RoadsConfig:

@@ -199,12 +199,12 @@ class Human:
             return 0
         return 1 if change.offset > 0 else 2
 
-    def advance(self, lead: Lead | None = None) -> None:
-        """Drive on for one `STEP`."""
+    def advance(self, lead: Lead | None = None, *, acceleration: float | None = None) -> None:
+        """Drive on for one `STEP`; an acceleration (m/s^2) is wished for in place of his own."""
         for _ in range(NUM_SUBSTEPS):
-            self._substep(lead)
+            self._substep(lead, acceleration)
 
-    def _substep(self, lead: Lead | None) -> None:
+    def _substep(self, lead: Lead | None, wished: float | None) -> None:
         config, speed = self.driver.config, self.speed
         heading = self.pose[2] - self.line.poses(np.array([self.s]))[0, 2]
         rate = speed * np.sin(heading)
@@ -229,7 +229,8 @@ class Human:
         )
         s, offset = self.line.locate(self.pose[:2])
         self.s, self.offset = float(s[0]), float(offset[0])
-        self.acceleration = eased(self.acceleration, self._acceleration(lead), config.jerk, SUBSTEP)
+        wished = self._acceleration(lead) if wished is None else wished
+        self.acceleration = eased(self.acceleration, wished, config.jerk, SUBSTEP)
         self.speed = max(0.0, speed + SUBSTEP * self.acceleration)
         self.time += SUBSTEP
 

@@ -17,13 +17,11 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from drive_envs.precision import autocast
 from world_model.latents import LatentFile
-from world_model.optimizer import Optimizer, OptimizerConfig
+from world_model.small_net import convolutions, fit
 from world_model.tokenizer import Tokenizer, to_float
 
 UNIT = (1.0, 0.1)  # m and rad: what the outputs are in
-CHANNELS = (32, 48, 64, 96)
 
 Pairs = UInt8[Tensor, "batch 2 3 height width"]
 Offsets = Float[Tensor, "batch 2"]
@@ -49,20 +47,8 @@ class PoseNet(nn.Module):
 
     def __init__(self, width: int, height: int) -> None:
         super().__init__()
-        layers: list[nn.Module] = []
-        channels = 12
-        for more in CHANNELS:
-            layers += [nn.Conv2d(channels, more, 5, stride=2, padding=2), nn.SiLU()]
-            channels = more
-        shrink = 2 ** len(CHANNELS)
-        num = channels * max(1, height // shrink) * max(1, width // shrink)
-        self.features = nn.Sequential(*layers, nn.Flatten())
+        self.features, num = convolutions(12, width, height)
         self.out = nn.Sequential(nn.Linear(num, 96), nn.SiLU(), nn.Linear(96, len(UNIT)))
-        for layer in self.modules():
-            # As PyTorch initialises them, signals shrink from layer to layer, and learning begins
-            # with a plateau of a thousand steps.
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
     def forward(self, recorded: Pairs, seen: Pairs) -> Offsets:
         """Return (m to the left, rad counter-clockwise) of `seen` relative to `recorded`."""
@@ -118,22 +104,24 @@ def train_pose_net(samples: Samples, config: PoseNetConfig, seed: int) -> PoseNe
     torch.manual_seed(seed)
     height, width = samples.seen.shape[-2:]
     network = PoseNet(width, height)
-    options = OptimizerConfig(
-        learning_rate=config.learning_rate, num_warmup_steps=50, average_decay=0.99
-    )
-    optimizer = Optimizer(network, options, config.num_steps)
     unit = torch.tensor(UNIT)
-    for step in range(config.num_steps):
-        rng = np.random.default_rng([seed, step])
-        picked = torch.from_numpy(rng.integers(len(samples.offset), size=config.batch_size))
+
+    def loss(picked: Tensor, rng: np.random.Generator) -> Tensor:
         recorded, seen, offset = (part[picked] for part in samples)
         if rng.random() < 0.5:
             recorded, seen, offset = recorded.flip(-1), seen.flip(-1), -offset
-        with autocast("auto", "cpu"):
-            guess = network(recorded, seen)
-        optimizer.descend(((guess - offset) / unit).abs().mean())
-    network.load_state_dict(optimizer.averaged())
-    return network.eval().requires_grad_(False)
+        return ((network(recorded, seen) - offset) / unit).abs().mean()
+
+    fit(
+        network,
+        len(samples.offset),
+        loss,
+        num_steps=config.num_steps,
+        batch_size=config.batch_size,
+        learning_rate=config.learning_rate,
+        seed=seed,
+    )
+    return network
 
 
 @torch.inference_mode()

@@ -1,9 +1,11 @@
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 
 from cluster.config import dump, load_kept
-from cluster.kept import claim, found, kept
+from cluster.kept import claim, found, kept, kept_arrays
 from cluster.train_policy import TrainPolicyRun
 
 
@@ -52,3 +54,26 @@ def test_a_folder_is_of_one_training(tmp_path):
         claim(tmp_path / "one", training)
     with pytest.raises(ValueError, match="training with other settings: choose another output"):
         claim(tmp_path / "one", replace(training, num_steps=3))
+
+
+def test_arrays_that_are_there_are_not_made_again(tmp_path):
+    files = [tmp_path / "parts" / f"{number}.npz" for number in range(3)]
+    made = []
+
+    @contextmanager
+    def making():
+        def make(number):
+            if number == 2 and len(made) < 3:
+                made.append("dies")
+                raise OSError("the disk is full")
+            made.append(number)
+            return {"x": np.full(2, number)}
+
+        yield make
+
+    with pytest.raises(OSError, match="full"):
+        kept_arrays(files, "making", making)
+    assert not files[2].exists()
+    assert [int(part["x"][0]) for part in kept_arrays(files, "making", making)] == [0, 1, 2]
+    assert made == [0, 1, "dies", 2]
+    kept_arrays(files, "making", never)
