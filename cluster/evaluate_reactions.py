@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from cluster.curve_plot import Panel, draw_curves
+from cluster.output import write_text
 from cluster.progress import track
 from cluster.report import Part, Picture, Table, Text, Video, write_report
 from cluster.traffic_scenes import (
@@ -153,7 +154,9 @@ def run(config: EvaluateReactionsRun, output: Path) -> dict[str, Any]:
     train, held_out = car_samples(
         config.pictures, config.branches, model.config, tokenizer, output / "pictures"
     )
-    network = train_car_net(train, config.car_net, seed=0)
+    network = train_car_net(
+        train, config.car_net, seed=0, shown=lambda steps: track(steps, "training the car net")
+    )
     errors = errors_of(network, held_out)
     scenes = traffic_scenes(
         config.num_scenes, config.num_frames, config.branches, model.config, tokenizer
@@ -299,7 +302,8 @@ def film(
             torch.stack(part) for part in zip(*[_of(r, index) for r in generated], strict=True)
         ]
         names.append(f"scene_{index + 1}.mp4")
-        write_video(output / names[-1], draw_rollouts(shown, truth, Rollouts(*parts)))
+        pictures = draw_rollouts(shown, truth, Rollouts(*parts), caption="true")
+        write_video(output / names[-1], pictures)
     return names
 
 
@@ -324,26 +328,31 @@ def write_page(
         found = [share(*answers(seen, question, kind)) for kind in ("truth", *KINDS)]
         num = int(np.isfinite(answers(seen, question, "generated")[0]).sum())
         rows.append([question.manoeuvre, question.words, *map(interval, found), num])
+    asked = Table(
+        header=("we", "share", "truth", *KINDS, "frames told"), rows=rows, heading="Do they react?"
+    )
+    there = Table(
+        header=("car", *CarNetErrors._fields, *(f"seen in {kind}" for kind in KINDS)),
+        rows=[
+            [
+                name,
+                *(round(float(part[slot]), 4) for part in errors),
+                *(figures[f"{name}_seen_{kind.split()[0]}"] for kind in KINDS),
+            ]
+            for slot, name in enumerate(WATCHED)
+        ],
+        heading="The car net's own errors, on held-out roads, and the share of cars that it sees",
+    )
+    write_text(output / "reactions.md", f"{asked.markdown}\n{there.markdown}")
     parts: list[Part] = [
         Text(
             text=f"{about} What a car does because of us is where it is after a manoeuvre, less "
             "where it is when we hold our speed. Intervals of 95 %, over scenes; cars that the car "
             "net does not see are left out, and counted below."
         ),
-        Table(
-            header=("we", "share", "truth", *KINDS, "frames told"),
-            rows=rows,
-            heading="Do they react?",
-        ),
+        asked,
         Picture(png=png, heading="Because of us, mean of scenes, and who is still there"),
-        Table(
-            header=("car", *CarNetErrors._fields),
-            rows=[
-                [name, *(round(float(part[slot]), 4) for part in errors)]
-                for slot, name in enumerate(WATCHED)
-            ],
-            heading="The car net's own errors, on held-out roads",
-        ),
+        there,
         Table(
             header=("figure", "value"),
             rows=[[name, "none" if value is None else value] for name, value in figures.items()],

@@ -2,7 +2,7 @@
 
 A driver cannot know: the world says where the road is, not where somebody once drove on it. What
 the features tell of p' - p from warped pictures, and not from true ones of the same poses, they
-tell by the warp's artifacts (PAPER.md section 2):
+tell by the warp's artifacts, which the paper calls cheating:
 
     leak = R^2 of a probe on warped pictures - R^2 of a probe on true ones
 

@@ -84,13 +84,13 @@ class Camera:
 
 
 def narrow(width: int = 256, height: int = 128) -> Camera:
-    """The long-range camera (PAPER.md section 7), scaled to `width` x `height`."""
+    """The long-range camera of openpilot, scaled to `width` x `height`."""
     camera = Camera(width=256, height=128, focal=455.0, center_u=128.0, center_v=23.8)
     return camera.scaled(width, height)
 
 
 def wide(width: int = 256, height: int = 128) -> Camera:
-    """The wide-angle camera (PAPER.md section 7), scaled to `width` x `height`."""
+    """The wide-angle camera of openpilot, scaled to `width` x `height`."""
     camera = Camera(width=256, height=128, focal=227.5, center_u=128.0, center_v=75.9)
     return camera.scaled(width, height)
 

@@ -63,8 +63,8 @@ class EnvConfig:
     default nothing. longitudinal: who chooses the speed. teacher: `path` knows the recorded path,
     `plan` is what the world itself plans, which must be a `PlanningWorld`. lateral_rate: 1/s, how
     fast the teacher leads back.
-    max_lateral_error: m from the recorded path, beyond which a scene is terminated (PAPER.md
-    section 2: the warp's range is less than 4 m); lane_change_margin: m more while the driver is
+    max_lateral_error: m from the recorded path, beyond which a scene is terminated (by the
+    paper, the warp's range is less than 4 m); lane_change_margin: m more while the driver is
     told of a lane change, when the path moves to the next lane and who is late is far from it.
     max_station_error: along the path, from where the recorded car was at the time; infinity for
     never. How scenes are drawn is the sampler's.

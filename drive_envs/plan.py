@@ -3,7 +3,8 @@
 A plan is (33, 15): at each of the times t_i = 10 (i/32)^2 s it holds position, velocity and
 acceleration (x, y, z each), the Euler angles and their rates (roll, pitch, yaw each), all in the
 ego frame of now (x forward, y left, z up) and in SI units. Velocity is the time derivative of
-position in that fixed frame, so its y component grows in a curve. PAPER.md section 4.
+position in that fixed frame, so its y component grows in a curve. All of it as
+in openpilot, by the paper's authors.
 
 Networks speak in normalised units, plan / `SCALE`, where every value is of order one. The module
 does not know where plans come from (`teachers.py`) or how a network makes them.
@@ -199,7 +200,7 @@ def action_from_plan(
     """Turn a plan into (curvature 1/m, acceleration m/s^2), as they are `look_ahead` s from now.
 
     curvature = 2 yaw(t) / (v t) - yaw_rate / v and acceleration = 2 (v_t - v_0) / t - a_0
-    (PAPER.md section 4): twice the mean over [0, t] less the value now is the value at t, to first
+    (as in openpilot): twice the mean over [0, t] less the value now is the value at t, to first
     order. The yaw rate and the speed v in the curvature are those of now, v at least `MIN_SPEED`.
     """
     if (torch.as_tensor(look_ahead) <= 0).any():

@@ -1,4 +1,4 @@
-"""The world as it was recorded, seen from where the car is now (PAPER.md section 2).
+"""The world as it was recorded, seen from where the car is now, the paper's reprojective simulator.
 
 Every image is warped from the frame that was recorded at the same time, which comes with a depth
 map, and, where `source_offsets` says so, from neighbours in time that fill what it did not see. The

@@ -60,7 +60,7 @@ SceneSource = Callable[[np.random.Generator], Scene]
 class SamplerConfig:
     """How scenes are drawn.
 
-    num_steps: least and most steps to the anchor (PAPER.md section 3: less than 9 s).
+    num_steps: least and most steps to the anchor (less than 9 s in the paper).
     lateral_offset, heading_offset: m, rad; starts are uniform within +- these,
     share_without_offset: except this share of them, which start on the recorded pose.
     mirrored_share: of the scenes, left and right exchanged: twice as many roads and people.

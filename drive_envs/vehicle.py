@@ -1,7 +1,7 @@
 """The simulated car: a kinematic bicycle behind a steering that is late, slow and inexact.
 
 Every step of `STEP` = 0.2 s brings one command (desired curvature, desired acceleration), held
-until the next; motion is integrated in four sub-steps (20 Hz), each as PAPER.md section 7 has it:
+until the next; motion is integrated in four sub-steps (20 Hz), each as the paper's authors have it:
 
     d = v dt,  yaw' = yaw + d k,  (x', y') = (x, y) + d (cos, sin)(yaw + d k / 2)
 
@@ -168,7 +168,7 @@ class VehicleState:
 def limit(action: Float[Tensor, "batch 2"], state: VehicleState) -> Float[Tensor, "batch 2"]:
     """Clip (curvature, acceleration) to what the car accepts after its last command.
 
-    First lateral jerk (PAPER.md section 7: 5 m/s^3, so 1 m/s^2 a step), then lateral acceleration
+    First lateral jerk (5 m/s^3 in openpilot, so 1 m/s^2 a step), then lateral acceleration
     (3 m/s^2), then curvature (0.2 1/m), at a speed of at least 1 m/s.
     """
     squared_speed = state.speed.clamp(min=MIN_SPEED) ** 2

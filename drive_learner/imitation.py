@@ -296,7 +296,7 @@ class RecordedFeed:
 
 @torch.no_grad()
 def trajectory_mae(policy: Policy, segments: Segments) -> float:
-    """Return the off-policy trajectory error in metres (PAPER.md section 5): lower is better.
+    """Return the off-policy trajectory error in metres (the paper's Table 2): lower is better.
 
     At every recorded frame with a whole history the policy, without noise, sees what the person
     saw. The error is the mean of |x - x'| and |y - y'| between its likeliest hypothesis and the

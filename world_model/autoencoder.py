@@ -1,7 +1,7 @@
 """A small convolutional autoencoder of both cameras together, eight pixels to one of the latent.
 
 The two images of a frame are one picture of six channels: much of what one shows the other shows
-too, so their latent is shared (PAPER.md section 3, later versions of the paper's tokenizer). The
+too, so their latent is shared (as in later tokenizers of the paper's authors). The
 encoder tells a mean and a log variance (a VAE); used as a tokenizer it gives the mean.
 
 Beside the convolutions a linear map leads each patch of 8 x 8 pixels to its latent, and back. Set

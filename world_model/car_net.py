@@ -8,6 +8,7 @@ It is trained on pictures of which it is known who is where, tokenized and decod
 generated frames look too. Its own error is the floor of what it says about a world model.
 """
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -82,8 +83,13 @@ class CarNet(nn.Module):
         return CarsSeen(logit, TYPICAL * log.clamp(-4, 4).exp(), 0.1 * bearing)
 
 
-def train_car_net(samples: CarSamples, config: CarNetConfig, seed: int) -> CarNet:
-    """Fit a network to frames; bearings and distances where there is somebody."""
+def train_car_net(
+    samples: CarSamples,
+    config: CarNetConfig,
+    seed: int,
+    shown: Callable[[range], Iterable[int]] = iter,
+) -> CarNet:
+    """Fit a network to frames; bearings and distances where there is somebody. shown: see `fit`."""
     torch.manual_seed(seed)
     height, width = samples.images.shape[-2:]
     network = CarNet(width, height)
@@ -106,6 +112,7 @@ def train_car_net(samples: CarSamples, config: CarNetConfig, seed: int) -> CarNe
         batch_size=config.batch_size,
         learning_rate=config.learning_rate,
         seed=seed,
+        shown=shown,
     )
     return network
 

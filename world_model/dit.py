@@ -45,7 +45,7 @@ EVERYTHING, NOTHING = slice(None), slice(0)
 Size = Literal["femto", "pico", "micro", "nano", "small", "250m", "500m", "1b"]
 
 # Layers, width, heads. The paper names its sizes after GPT-2's: with one adaLN a block, 24 x 1024
-# is its 500M and 36 x 1280 its 1B (PAPER.md section 3). No GPT-2 has 250M; 250m is as deep as its
+# is its 500M and 36 x 1280 its 1B. No GPT-2 has 250M; 250m is as deep as its
 # parameters allow at the next smaller width, 768. Those below small are for two cores.
 SIZES: dict[Size, tuple[int, int, int]] = {
     "femto": (3, 64, 2),

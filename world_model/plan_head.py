@@ -1,8 +1,8 @@
 """The future-anchored teacher: from a frame's tokens to where a person would drive from there.
 
 A frame is asked by one learnt query for what matters, and a stack of residual feed-forward blocks
-turns the answer, and what the network is told of the frame, into several hypotheses of a plan
-(PAPER.md section 3). They are departures from the plainest way there is: to the first anchor, a
+turns the answer, and what the network is told of the frame, into several hypotheses of a plan, as
+in the paper. They are departures from the plainest way there is: to the first anchor, a
 curve that is as smooth as can be (`plans_from: way`); without anchors, or asked for, on an arc at
 the frame's speed and yaw rate.
 Where the road goes in between, and how soon one is back on it, is for the network to tell.

@@ -22,7 +22,12 @@ def decoded(tokenizer: Tokenizer, latents: Tensor) -> Frames:
 
 
 def draw_rollouts(
-    generated: Frames, recorded: Frames, rollouts: Rollouts, *, scale: int = 2
+    generated: Frames,
+    recorded: Frames,
+    rollouts: Rollouts,
+    *,
+    scale: int = 2,
+    caption: str = "recorded",
 ) -> list[Picture]:
     """Draw all scenes, a picture a frame: recorded, and below it generated, with its plan."""
     pictures = []
@@ -30,7 +35,7 @@ def draw_rollouts(
         columns = []
         for scene in range(len(generated)):
             plan = rollouts.plans[scene, step + 1].cpu().numpy()
-            above = draw_views(by_camera(recorded[scene, step]), caption="recorded", scale=scale)
+            above = draw_views(by_camera(recorded[scene, step]), caption=caption, scale=scale)
             below = draw_views(by_camera(generated[scene, step]), plan=plan, scale=scale)
             columns.append(np.concatenate([above, below]))
         pictures.append(np.concatenate(columns, axis=1))

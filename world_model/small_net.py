@@ -1,6 +1,6 @@
 """What the networks that judge pictures have in common: convolutions, and how they are fitted."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -37,14 +37,16 @@ def fit(
     batch_size: int,
     learning_rate: float,
     seed: int,
+    shown: Callable[[range], Iterable[int]] = iter,
 ) -> None:
     """Fit a network in place; it is left in evaluation mode, with averaged weights.
 
     loss: of the samples of these numbers, (batch,), with a generator for what else is by chance.
+    shown: hands the steps out one by one, and may show how far they have come.
     """
     options = OptimizerConfig(learning_rate=learning_rate, num_warmup_steps=50, average_decay=0.99)
     optimizer = Optimizer(network, options, num_steps)
-    for step in range(num_steps):
+    for step in shown(range(num_steps)):
         rng = np.random.default_rng([seed, step])
         picked = torch.from_numpy(rng.integers(num_samples, size=batch_size))
         with autocast("auto", "cpu"):

@@ -49,7 +49,7 @@ def drive(state, actions, vehicle):
 
 
 def by_definition(state, curvature, acceleration):
-    """Integrate PAPER.md's step in plain numbers, four times a command."""
+    """Integrate the step in plain numbers, four times a command."""
     x, y, yaw = state.pose[0].tolist()
     v = state.speed.item()
     dt = STEP / 4
