@@ -249,9 +249,21 @@ def row_of(name: str, seed: int, folder: Path, scores: Scores) -> Row | None:
         passed={score: one[suite(score)]["passed"] for score, one in scored.items()},
         total={score: one[suite(score)]["total"] for score, one in scored.items()},
         mean_abs_lateral={score: one["mean_abs_lateral"] for score, one in scored.items()},
+        seconds_in_lane={score: seconds_in_lane(folder / "scores" / score) for score in scored},
         commit=made["commit"],
         machine=f"{machine['cores']} cores of {machine['cpu']}",
     )
+
+
+def seconds_in_lane(pages: Path) -> float | None:
+    """Return how long the drives of a score were in their lane on average; None without any."""
+    (drives,) = json.loads((pages / "results.json").read_text())["drivers"].values()
+    seconds = [
+        drive["time"][-1] - drive["figures"]["off_lane_time"]
+        for drive in drives
+        if drive["figures"]
+    ]
+    return sum(seconds) / len(seconds) if seconds else None
 
 
 def suite(score: str) -> str:

@@ -26,6 +26,7 @@ ABBREVIATED = 10  # digits of a commit
 class Row:
     """One trained policy: passed of total and mean |d| in m by score, off-policy error in m.
 
+    seconds_in_lane: by score, of a drive on average: tells who fails late from who fails at once.
     commit: of the code that trained it last, for a training may be resumed by another. machine:
     where that was, in words.
     """
@@ -38,6 +39,7 @@ class Row:
     passed: dict[str, int]
     total: dict[str, int]
     mean_abs_lateral: dict[str, float | None]
+    seconds_in_lane: dict[str, float | None]
     commit: str | None
     machine: str
 
@@ -63,7 +65,7 @@ def write_page(
         parts += [compared, Picture(png=png, heading=heading)]
     note = Text(
         text="Passes of each seed; in brackets all of them, with Wilson's 95 % interval. "
-        f"Distances are of {scores[0]}; of means over seeds it is Student's interval."
+        f"Distances and times are of {scores[0]}; of means over seeds it is Student's interval."
     )
     parts = [note, *parts, every_seed(rows, scores)]
     write_report(output / "report.html", "Policies compared", parts)
@@ -77,13 +79,17 @@ def write_page(
 def table_of(heading: str, by_policy: Mapping[str, Sequence[Row]], scores: Sequence[str]) -> Table:
     """Compare policies, all seeds of one in a row."""
     return Table(
-        header=["policy", "seeds", *scores, "mean distance at the end, m", "off-policy error, m"],
+        header=[
+            *("policy", "seeds", *scores, "mean distance at the end, m"),
+            *("seconds in its lane", "off-policy error, m"),
+        ],
         rows=[
             [
                 name,
                 ", ".join(str(row.seed) for row in of),
                 *(passes(of, score) for score in scores),
                 mean_of(of, lambda row: row.mean_abs_lateral[scores[0]]),
+                mean_of(of, lambda row: row.seconds_in_lane[scores[0]]),
                 mean_of(of, lambda row: row.trajectory_mae),
             ]
             for name, of in by_policy.items()
@@ -100,6 +106,7 @@ def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
             "seed",
             *scores,
             *(f"mean |d|, m, {score}" for score in scores),
+            *(f"seconds in its lane, {score}" for score in scores),
             "off-policy error, m",
             "gradient steps",
             "minutes since its last start",
@@ -111,6 +118,7 @@ def every_seed(rows: Sequence[Row], scores: Sequence[str]) -> Table:
                 row.seed,
                 *(f"{row.passed[score]} of {row.total[score]}" for score in scores),
                 *(decimal(row.mean_abs_lateral[score]) for score in scores),
+                *(decimal(row.seconds_in_lane[score]) for score in scores),
                 decimal(row.trajectory_mae),
                 row.steps,
                 f"{row.minutes:.0f}",

@@ -11,7 +11,15 @@ from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.jobs import RUNS
 from cluster.progress import progress
 from cluster.record import RecordRun
-from cluster.sweep import SweepRun, as_said, record_once, run, spelt_out, watching
+from cluster.sweep import (
+    SweepRun,
+    as_said,
+    record_once,
+    run,
+    seconds_in_lane,
+    spelt_out,
+    watching,
+)
 from cluster.sweep_page import Row, write_page
 from cluster.sweep_trial import JobError, do, train_and_score
 from cluster.train_policy import TrainPolicyRun
@@ -150,6 +158,18 @@ def test_recordings_are_made_once(tmp_path, monkeypatch):
     assert calls == [0, 1]
 
 
+def test_the_time_in_the_lane_is_that_before_it_is_left(tmp_path):
+    drives = [
+        {"time": [0.0, 6.0, 12.0], "figures": {"off_lane_time": 0.0}},
+        {"time": [0.0, 5.0], "figures": {"off_lane_time": 1.0}},
+        {"time": [], "figures": None},  # whose process died
+    ]
+    (tmp_path / "results.json").write_text(json.dumps({"drivers": {"policy": drives}}))
+    assert seconds_in_lane(tmp_path) == pytest.approx(8.0)
+    (tmp_path / "results.json").write_text(json.dumps({"drivers": {"policy": drives[2:]}}))
+    assert seconds_in_lane(tmp_path) is None
+
+
 def test_a_run_is_said_as_on_the_command_line(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("num_steps: 7\n")
@@ -170,6 +190,7 @@ def row(policy, seed, passed, error):
         passed={"a": passed, "b": passed - 1},
         total={"a": 24, "b": 20},
         mean_abs_lateral={"a": 0.1 * (seed + 1), "b": None},
+        seconds_in_lane={"a": 11.5, "b": None},
         commit="0123456789abcdef" if policy == "on" else None,
         machine="2 cores of a kind",
     )
@@ -183,8 +204,8 @@ def test_the_table_has_seeds_and_intervals(tmp_path):
     lines = (tmp_path / "both.md").read_text().splitlines()
     # Wilson's interval of 36 in 48, and Student's of two values: 12.706 times 0.05.
     assert "| on | 0, 1 | 20, 16 of 24 (75%, 61% to 85%) |" in lines[2]
-    assert lines[2].endswith("| 0.150 ± 0.635 | 0.850 ± 0.635 |")
-    assert lines[3].endswith("| 0.100 | 0.600 |")
+    assert lines[2].endswith("| 0.150 ± 0.635 | 11.500 ± 0.000 | 0.850 ± 0.635 |")
+    assert lines[3].endswith("| 0.100 | 11.500 | 0.600 |")
     assert (tmp_path / "both.png").read_bytes()[1:4] == b"PNG"
     alone = (tmp_path / "one.md").read_text().splitlines()
     assert [alone[0], alone[2]] == [lines[0], lines[3]]
