@@ -232,6 +232,12 @@ def check_latents(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
                 f"{config.latents} was made with another {name} ({getattr(info, name)}, not "
                 f"{getattr(expected, name)}): remove it, or name another file with latents=PATH"
             )
+    if expected.has_moved and not info.has_moved:
+        raise LatentsError(
+            f"{config.latents} was made for model.flat_road=false, and has nothing of what each "
+            "frame shows from the next one's place: remove it, or name another file with "
+            "latents=PATH"
+        )
 
 
 def check_checkpoint(checkpoint: Checkpoint | None, tokenizer: Tokenizer, output: Path) -> None:
@@ -250,6 +256,7 @@ def latents_info(config: TrainWorldModelRun, tokenizer: Tokenizer) -> LatentsInf
         num_variants=1 + config.encoding.num_excursions,
         tokenizer=tokenizer.digest,
         source=f"{config.data} {config.num_segments or 'all'} {config.encoding}",
+        has_moved=config.model.flat_road,
     )
 
 
@@ -316,7 +323,14 @@ class SegmentEncoder:
         config, model = self.config.encoding, self.config.model
         try:
             segment = self.segments[index]
-            drives = encode_segment(segment, self.tokenizer, config, model.width, model.height)
+            drives = encode_segment(
+                segment,
+                self.tokenizer,
+                config,
+                model.width,
+                model.height,
+                has_moved=model.flat_road,
+            )
             return Encoded(list(drives), None)
         except SegmentError as error:
             return Encoded([], str(error))

@@ -58,11 +58,18 @@ class EncodingConfig:
 
 
 def encode_segment(
-    segment: Segment, tokenizer: Tokenizer, config: EncodingConfig, width: int, height: int
+    segment: Segment,
+    tokenizer: Tokenizer,
+    config: EncodingConfig,
+    width: int,
+    height: int,
+    *,
+    has_moved: bool = True,
 ) -> Iterator[LatentDrive]:
     """Yield the drives of one segment: its unbroken stretches, then their mirror images.
 
-    Raises SegmentError for a damaged frame, one without depth, or other cameras.
+    has_moved: see `as_latents`. Raises SegmentError for a damaged frame, one without depth, or
+    other cameras.
     """
     check_cameras(segment, cameras(width, height))
     for number, rows in enumerate(stretches(segment)):
@@ -73,7 +80,9 @@ def encode_segment(
             # Drawn from what the drive is, so that it does not depend on the order of encoding.
             rng = np.random.default_rng([config.seed, segment.number, number, bool(kind)])
             name = f"{segment.name}/{number}{kind}"
-            yield encode_stretch(seen, rows, name, tokenizer, config, width, height, rng)
+            yield encode_stretch(
+                seen, rows, name, tokenizer, config, width, height, rng, has_moved=has_moved
+            )
 
 
 def encode_stretch(
@@ -85,6 +94,8 @@ def encode_stretch(
     width: int,
     height: int,
     rng: np.random.Generator,
+    *,
+    has_moved: bool = True,
 ) -> LatentDrive:
     """Encode an unbroken stretch as it was recorded, and from excursions that are drawn."""
     path = path_from_segment(segment, rows)
@@ -102,6 +113,7 @@ def encode_stretch(
         images,
         precision=config.precision,
         lateral_rate=config.lateral_rate,
+        has_moved=has_moved,
     )
 
 

@@ -3,7 +3,8 @@
 A Parquet row is a frame, a row group is a drive: one unbroken stretch of a segment, or of its
 mirror image. Every frame comes in V + 1 variants: 0 as recorded, the others seen from excursions.
 Columns: `drive`, `split`; for each variant k `latent_k` (float16, channel x rows x columns),
-`moved_k` (likewise: what the frame before shows from there, `flat_road`; zero in the first frame),
+`moved_k` (likewise: what the frame before shows from there, `flat_road`; zero in the first frame;
+not there in a file for models that are not told it),
 `pose_k` (planar, world), `lateral_k` (m off the recorded path), `plan_k` (float32 33 x 15: back
 onto the recorded path) and `valid_k` (33 flags). The metadata names the tokenizer by its digest:
 latents of two tokenizers do not mix.
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float16, Float32, Float64
 
 from drive_envs.plan import NUM_POINTS, NUM_VALUES
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 PLAN = (NUM_POINTS, NUM_VALUES)
 
 
@@ -59,12 +60,27 @@ class LatentsInfo:
     """What a file of latents says of itself.
 
     shape: of a latent. num_variants: V + 1. tokenizer: its digest. source: how it was made.
+    has_moved: whether it has what frames show from the next one's place; drives without have zeros.
     """
 
     shape: tuple[int, int, int]
     num_variants: int
     tokenizer: str
     source: str
+    has_moved: bool = True
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """Bytes of each column of a variant."""
+        latent = 2 * int(np.prod(self.shape))
+        return {
+            "latent": latent,
+            **({"moved": latent} if self.has_moved else {}),
+            "pose": 3 * 8,
+            "lateral": 4,
+            "plan": 4 * NUM_POINTS * NUM_VALUES,
+            "valid": NUM_POINTS,
+        }
 
 
 def write_latents(path: Path, info: LatentsInfo, drives: Iterable[LatentDrive]) -> int:
@@ -91,19 +107,11 @@ def write_latents(path: Path, info: LatentsInfo, drives: Iterable[LatentDrive]) 
 
 def schema(info: LatentsInfo) -> pa.Schema:
     """Return the columns and what the file says of itself."""
-    sizes = {
-        "latent": 2 * int(np.prod(info.shape)),
-        "moved": 2 * int(np.prod(info.shape)),
-        "pose": 3 * 8,
-        "lateral": 4,
-        "plan": 4 * NUM_POINTS * NUM_VALUES,
-        "valid": NUM_POINTS,
-    }
     columns: list[tuple[str, pa.DataType]] = [("drive", pa.string()), ("split", pa.string())]
     columns += [
         (f"{name}_{variant}", pa.binary(size))
         for variant in range(info.num_variants)
-        for name, size in sizes.items()
+        for name, size in info.parts.items()
     ]
     metadata = {
         "schema_version": str(SCHEMA_VERSION),
@@ -111,6 +119,7 @@ def schema(info: LatentsInfo) -> pa.Schema:
         "num_variants": str(info.num_variants),
         "tokenizer": info.tokenizer,
         "source": info.source,
+        "has_moved": json.dumps(info.has_moved),
     }
     return pa.schema(columns, metadata=metadata)
 
@@ -126,16 +135,17 @@ def table(drive: LatentDrive, info: LatentsInfo) -> pa.Table:
         "drive": pa.array([drive.name] * len(drive)),
         "split": pa.array([drive.split] * len(drive)),
     }
+    arrays = {
+        "latent": drive.latents,
+        "moved": drive.moved,
+        "pose": drive.poses,
+        "lateral": drive.lateral,
+        "plan": drive.plans,
+        "valid": drive.valid,
+    }
     for variant in range(info.num_variants):
-        for name, part in (
-            ("latent", drive.latents),
-            ("moved", drive.moved),
-            ("pose", drive.poses),
-            ("lateral", drive.lateral),
-            ("plan", drive.plans),
-            ("valid", drive.valid),
-        ):
-            columns[f"{name}_{variant}"] = packed(part[variant])
+        for name in info.parts:
+            columns[f"{name}_{variant}"] = packed(arrays[name][variant])
     return pa.table(columns, schema=schema(info))
 
 
@@ -175,6 +185,7 @@ class LatentFile:
                 num_variants=int(metadata[b"num_variants"]),
                 tokenizer=metadata[b"tokenizer"].decode(),
                 source=metadata[b"source"].decode(),
+                has_moved=json.loads(metadata.get(b"has_moved", b"true")),
             )
         except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
             raise LatentsError(
@@ -222,11 +233,13 @@ class LatentFile:
             names = [f"{name}_{variant}" for variant in range(self.info.num_variants)]
             return np.stack([unpacked(rows[column], dtype, shape) for column in names])
 
+        latents = variants("latent", np.float16, self.info.shape)
+        moved = variants("moved", np.float16, self.info.shape) if self.info.has_moved else None
         return LatentDrive(
             name=rows["drive"][0].as_py(),
             split=rows["split"][0].as_py(),
-            latents=variants("latent", np.float16, self.info.shape),
-            moved=variants("moved", np.float16, self.info.shape),
+            latents=latents,
+            moved=np.zeros_like(latents) if moved is None else moved,
             poses=variants("pose", np.float64, (3,)),
             lateral=variants("lateral", np.float32, ()),
             plans=variants("plan", np.float32, PLAN),

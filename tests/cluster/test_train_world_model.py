@@ -316,3 +316,19 @@ def test_latents_of_another_tokenizer_are_refused(world_model_run, cluster, tmp_
         train_world_model.check_tokenizer(
             replace(run, model=replace(run.model, latent_channels=8)), tokenizer
         )
+
+
+@pytest.mark.slow
+def test_latents_for_a_model_that_is_not_told_the_road_do_not_serve_one_that_is(
+    world_model_run, cluster, tmp_path
+):
+    told = replace(world_model_run, latents=tmp_path / "latents.parquet")
+    untold = replace(told, model=replace(told.model, flat_road=False))
+    tokenizer = load_tokenizer(told.tokenizer)
+    train_world_model.encode(untold, tokenizer)
+    train_world_model.check_latents(untold, tokenizer)
+    with pytest.raises(LatentsError, match=r"made for model\.flat_road=false"):
+        train_world_model.check_latents(told, tokenizer)
+    told.latents.unlink()
+    train_world_model.encode(told, tokenizer)
+    train_world_model.check_latents(untold, tokenizer)

@@ -54,6 +54,21 @@ def test_drives_come_back(path):
             np.testing.assert_array_equal(getattr(found, part), getattr(expected, part))
 
 
+def test_a_file_without_moved_frames_is_smaller_and_has_zeros(path, tmp_path):
+    without = tmp_path / "without.parquet"
+    info = replace(INFO, has_moved=False)
+    write_latents(without, info, [make_drive()])
+    file = LatentFile(without)
+    assert file.info == info
+    np.testing.assert_array_equal(file[0].latents, make_drive().latents)
+    assert file[0].moved.shape == make_drive().moved.shape
+    assert not file[0].moved.any()
+    with_them = {name.rpartition("_")[0] for name in LatentFile(path)._file.schema_arrow.names}
+    assert with_them - {name.rpartition("_")[0] for name in file._file.schema_arrow.names} == {
+        "moved"
+    }
+
+
 def test_little_memory_changes_nothing(path):
     ample, scarce = LatentFile(path), LatentFile(path, cache_mb=0)
     for group in (0, 2, 1, 0, 2):
