@@ -235,7 +235,8 @@ def test_tables_choose_policies_and_those_may_begin_with_another():
 def test_every_table_of_the_paper_takes_no_longer_than_it_says():
     sweep = load(SweepRun, RUNS / "paper.yaml")
     assert list(sweep.tables) == [
-        *("simulators", "teacher", "imitation", "mixtures", "signals", "lag", "context")
+        *("simulators", "teacher", "imitation", "copying", "mixtures", "signals", "lag"),
+        "context",
     ]
     assert {name for names in sweep.tables.values() for name in names} == set(sweep.policies)
     for table in sweep.tables:
