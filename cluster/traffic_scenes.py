@@ -46,7 +46,7 @@ ROWS = 60  # of the drive that they are taken from
 
 @dataclass(frozen=True, kw_only=True)
 class CarPicturesConfig:
-    """How many single frames there are; an eighth of the roads are held out.
+    """How many single frames there are; an eighth of the roads, or one, is held out.
 
     empty_share: of the frames, in which there is nobody. Traffic is as dense as for the scenes.
     """
@@ -56,10 +56,10 @@ class CarPicturesConfig:
     empty_share: float = 0.25
 
     def __post_init__(self) -> None:
-        if self.num_roads < 8 or not 1 <= self.frames_per_road <= ROWS:
+        if self.num_roads < 2 or not 1 <= self.frames_per_road <= ROWS:
             raise ValueError(
                 f"pictures.num_roads is {self.num_roads} and frames_per_road "
-                f"{self.frames_per_road}; they must be 8 or more, and 1 to {ROWS}"
+                f"{self.frames_per_road}; they must be 2 or more, and 1 to {ROWS}"
             )
         if not 0 <= self.empty_share < 1:
             raise ValueError(f"pictures.empty_share must be 0 to 1, got {self.empty_share}")
@@ -118,7 +118,7 @@ def car_samples(
     loaded = kept_arrays(
         files, "drawing cars in MetaDrive", lambda: _drawing(config, branches, model)
     )
-    held_out = config.num_roads // 8
+    held_out = max(1, config.num_roads // 8)
     return _samples(loaded[held_out:], tokenizer), _samples(loaded[:held_out], tokenizer)
 
 
