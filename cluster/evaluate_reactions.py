@@ -50,7 +50,7 @@ from world_model.sampler import Sampler, SamplerConfig
 
 NUM_FILMED = 3  # scenes
 NUM_DRAWS = 2000  # of an interval, over scenes
-KINDS = ("true pictures", "generated")
+KINDS = ("drawn", "generated")  # of pictures: true ones, as the car net sees them, and others
 ALONG, LEFT = 0, 1
 AXES = ("along", "left")
 
@@ -105,28 +105,28 @@ class Question(NamedTuple):
 
 QUESTIONS = (
     Question(
-        "brake_copied",
-        "m that who is ahead stays back, per m that we do",
-        "brake",
-        "ahead",
-        ALONG,
-        False,
+        name="brake_copied",
+        words="m that who is ahead stays back, per m that we do",
+        manoeuvre="brake",
+        watched="ahead",
+        axis=ALONG,
+        is_of_truth=False,
     ),
     Question(
-        "swerve_copied",
-        "m that who is ahead moves left, per m that we do",
-        "swerve",
-        "ahead",
-        LEFT,
-        False,
+        name="swerve_copied",
+        words="m that who is ahead moves left, per m that we do",
+        manoeuvre="swerve",
+        watched="ahead",
+        axis=LEFT,
+        is_of_truth=False,
     ),
     Question(
-        "yielded",
-        "m that who comes has not come, per m that he truly has not",
-        "swerve",
-        "oncoming",
-        ALONG,
-        True,
+        name="yielded",
+        words="m that who comes has not come, per m that he truly has not",
+        manoeuvre="swerve",
+        watched="oncoming",
+        axis=ALONG,
+        is_of_truth=True,
     ),
 )
 
@@ -173,7 +173,7 @@ def run(config: EvaluateReactionsRun, output: Path) -> dict[str, Any]:
         for variant in track(range(len(MANOEUVRES)), "generating")
     ]
     frames = {
-        "true pictures": [decoded(tokenizer, rollouts.truth) for rollouts in generated],
+        "drawn": [decoded(tokenizer, rollouts.truth) for rollouts in generated],
         "generated": [decoded(tokenizer, rollouts.latents) for rollouts in generated],
     }
     seen = look(network, scenes, frames)
@@ -261,9 +261,13 @@ def share(did: np.ndarray, of: np.ndarray, seed: int = 0) -> tuple[float, float,
 
 def kept_in_sight(seen: Seen, kind: str, slot: int) -> Float[np.ndarray, " frame"]:
     """Return which share of the cars that can be made out is seen, frame by frame; NaN of none."""
-    is_seen = np.isfinite(seen.by_kind[kind][..., slot, 0]) & seen.visible[..., slot]
-    num = seen.visible[..., slot].sum((0, 1))
-    return np.where(num > 0, is_seen.sum((0, 1)) / np.maximum(num, 1), np.nan)
+    is_seen, num = is_seen_of(seen, kind, slot).sum((0, 1)), seen.visible[..., slot].sum((0, 1))
+    return np.where(num > 0, is_seen / np.maximum(num, 1), np.nan)
+
+
+def is_seen_of(seen: Seen, kind: str, slot: int) -> Bool[np.ndarray, "scene variant frame"]:
+    """Tell where a car that can be made out is seen."""
+    return np.isfinite(seen.by_kind[kind][..., slot, 0]) & seen.visible[..., slot]
 
 
 def headline(seen: Seen, errors: CarNetErrors) -> dict[str, Any]:
@@ -274,15 +278,13 @@ def headline(seen: Seen, errors: CarNetErrors) -> dict[str, Any]:
     }
     for slot, name in enumerate(WATCHED):
         for kind in KINDS:
-            visible = seen.visible[..., slot]
-            is_seen = np.isfinite(seen.by_kind[kind][..., slot, 0])[visible]
-            figure = round(float(is_seen.mean()), 4) if len(is_seen) else None
-            figures[f"{name}_seen_{kind.split()[0]}"] = figure
+            num = seen.visible[..., slot].sum()
+            share_seen = round(float(is_seen_of(seen, kind, slot).sum() / num), 4) if num else None
+            figures[f"{name}_seen_{kind}"] = share_seen
     for question in QUESTIONS:
         for kind in ("truth", *KINDS):
             found = share(*answers(seen, question, kind))
-            label = f"{question.name}_{kind.split()[0]}"
-            figures[label] = None if found is None else round(found[0], 4)
+            figures[f"{question.name}_{kind}"] = None if found is None else round(found[0], 4)
     return figures
 
 
@@ -337,7 +339,7 @@ def write_page(
             [
                 name,
                 *(round(float(part[slot]), 4) for part in errors),
-                *(figures[f"{name}_seen_{kind.split()[0]}"] for kind in KINDS),
+                *(figures[f"{name}_seen_{kind}"] for kind in KINDS),
             ]
             for slot, name in enumerate(WATCHED)
         ],
@@ -347,7 +349,8 @@ def write_page(
     parts: list[Part] = [
         Text(
             text=f"{about} What a car does because of us is where it is after a manoeuvre, less "
-            "where it is when we hold our speed. Intervals of 95 %, over scenes; cars that the car "
+            "where it is when we hold our speed: in truth, and as the car net sees it in drawn "
+            "(true) and in generated pictures. Intervals of 95 %, over scenes; cars that the car "
             "net does not see are left out, and counted below."
         ),
         asked,

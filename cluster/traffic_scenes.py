@@ -4,6 +4,8 @@ Single frames to train a car net on, from beside the lane's centre as well; and 
 several ways (`drive_envs.branches`). No recording and no scenario has their roads.
 """
 
+import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -35,6 +37,8 @@ from world_model.evaluation import make_scene
 from world_model.excursions import Excursion
 from world_model.latents import LatentDrive
 from world_model.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 SEED = 8_000_001  # of roads that neither recordings nor scenarios have
 NUM_TRIES = 60  # draws for one scene
@@ -150,15 +154,19 @@ def _frames(
     renderer: MetaDriveRenderer,
 ) -> dict[str, np.ndarray]:
     """Draw some frames of a drive of its own, seen from beside where the car was."""
+    dropped: Counter[str] = Counter()
     for attempt in range(NUM_TRIES):
         rng = np.random.default_rng([SEED, number, attempt])
         try:
             road, rows = random_rows(branches, rng, ROWS)
-        except DropError:
+        except DropError as error:
+            dropped[error.cause] += 1
             continue
         break
     else:
-        raise ValueError(f"no drive without a collision in {NUM_TRIES}: ask for less traffic")
+        raise ValueError(f"all of {NUM_TRIES} drives were dropped: {causes(dropped)}")
+    if dropped:
+        log.info("road %d: drawn and dropped: %s", number, causes(dropped))
     renderer.load(road)
     chosen = rng.choice(len(rows), config.frames_per_road, replace=False)
     images, places = [], []
@@ -184,6 +192,7 @@ def traffic_scenes(
     """Draw `num` scenes, `num_frames` after the moment; ValueError where there are none such."""
     first = model.num_history + 1
     scenes: list[TrafficScene] = []
+    dropped: Counter[str] = Counter()
     with (
         _renderer(config, model) as renderer,
         progress("drawing scenes in MetaDrive", num) as meter,
@@ -192,16 +201,24 @@ def traffic_scenes(
             rng = np.random.default_rng([SEED, 1_000_000, attempt])
             try:
                 branches = random_branches(config, rng, first, num_frames)
-            except DropError:
+            except DropError as error:
+                dropped[error.cause] += 1
                 continue
             scenes.append(_scene(branches, renderer, model, tokenizer, first, f"scene-{attempt}"))
             meter.advance()
             if len(scenes) == num:
+                log.info("%d scenes; drawn and dropped: %s", num, causes(dropped))
                 return scenes
     raise ValueError(
         f"{len(scenes)} of {num} scenes in {NUM_TRIES * num} draws have somebody "
-        f"{config.ahead} m ahead and {config.oncoming} m away coming: widen the ranges"
+        f"{config.ahead} m ahead and {config.oncoming} m away coming ({causes(dropped)}): widen "
+        "the ranges"
     )
+
+
+def causes(dropped: Counter[str]) -> str:
+    """Write how many were dropped by cause."""
+    return ", ".join(f"{count} x {cause}" for cause, count in dropped.most_common()) or "none"
 
 
 def _scene(

@@ -10,14 +10,14 @@ generated frames look too. Its own error is the floor of what it says about a wo
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor, nn
 
-from world_model.small_net import convolutions, fit
+from world_model.small_net import FitConfig, convolutions, fit
 from world_model.tokenizer import to_float
 
 NUM_CARS = 2
@@ -28,17 +28,11 @@ Views = UInt8[Tensor, "batch 2 3 height width"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarNetConfig:
+class CarNetConfig(FitConfig):
     """How it is trained."""
 
+    part: ClassVar[str] = "car_net"
     num_steps: int = 2500
-    batch_size: int = 32
-    learning_rate: float = 2e-3
-
-    def __post_init__(self) -> None:
-        for name in ("num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"car_net.{name} must be 1 or more, got {getattr(self, name)}")
 
 
 class CarsSeen(NamedTuple):
@@ -104,16 +98,7 @@ def train_car_net(
         bearing = (seen.bearing - torch.atan2(y, x)).abs() / UNIT[1]
         return presence + 0.2 * ((distance + bearing) * is_there).sum() / is_there.sum().clamp(1)
 
-    fit(
-        network,
-        len(samples.places),
-        loss,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=seed,
-        shown=shown,
-    )
+    fit(network, len(samples.places), loss, config, seed, shown)
     return network
 
 

@@ -10,7 +10,7 @@ frames look too. Its own error is the floor of what it says about a world model.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from world_model.latents import LatentFile
-from world_model.small_net import convolutions, fit
+from world_model.small_net import FitConfig, convolutions, fit
 from world_model.tokenizer import Tokenizer, to_float
 
 UNIT = (1.0, 0.1)  # m and rad: what the outputs are in
@@ -28,18 +28,16 @@ Offsets = Float[Tensor, "batch 2"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoseNetConfig:
-    """How it is trained: on `num_pairs` pairs of frames, decoded once, for `num_steps` steps."""
+class PoseNetConfig(FitConfig):
+    """How it is trained: on `num_pairs` pairs of frames, decoded once."""
 
+    part: ClassVar[str] = "pose_net"
     num_pairs: int = 4000
-    num_steps: int = 1500
-    batch_size: int = 32
-    learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in ("num_pairs", "num_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"pose_net.{name} must be 1 or more, got {getattr(self, name)}")
+        super().__post_init__()
+        if self.num_pairs < 1:
+            raise ValueError(f"pose_net.num_pairs must be 1 or more, got {self.num_pairs}")
 
 
 class PoseNet(nn.Module):
@@ -112,15 +110,7 @@ def train_pose_net(samples: Samples, config: PoseNetConfig, seed: int) -> PoseNe
             recorded, seen, offset = recorded.flip(-1), seen.flip(-1), -offset
         return ((network(recorded, seen) - offset) / unit).abs().mean()
 
-    fit(
-        network,
-        len(samples.offset),
-        loss,
-        num_steps=config.num_steps,
-        batch_size=config.batch_size,
-        learning_rate=config.learning_rate,
-        seed=seed,
-    )
+    fit(network, len(samples.offset), loss, config, seed)
     return network
 
 

@@ -1,6 +1,8 @@
 """What the networks that judge pictures have in common: convolutions, and how they are fitted."""
 
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -10,6 +12,21 @@ from drive_envs.precision import autocast
 from world_model.optimizer import Optimizer, OptimizerConfig
 
 CHANNELS = (32, 48, 64, 96)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitConfig:
+    """How such a network is fitted. part: of a run's YAML, for errors."""
+
+    part: ClassVar[str]
+    num_steps: int = 1500
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+
+    def __post_init__(self) -> None:
+        for name in ("num_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{self.part}.{name} must be 1 or more, got {getattr(self, name)}")
 
 
 def convolutions(num_inputs: int, width: int, height: int) -> tuple[nn.Sequential, int]:
@@ -32,10 +49,7 @@ def fit(
     network: nn.Module,
     num_samples: int,
     loss: Callable[[Tensor, np.random.Generator], Tensor],
-    *,
-    num_steps: int,
-    batch_size: int,
-    learning_rate: float,
+    config: FitConfig,
     seed: int,
     shown: Callable[[range], Iterable[int]] = iter,
 ) -> None:
@@ -44,11 +58,13 @@ def fit(
     loss: of the samples of these numbers, (batch,), with a generator for what else is by chance.
     shown: hands the steps out one by one, and may show how far they have come.
     """
-    options = OptimizerConfig(learning_rate=learning_rate, num_warmup_steps=50, average_decay=0.99)
-    optimizer = Optimizer(network, options, num_steps)
-    for step in shown(range(num_steps)):
+    options = OptimizerConfig(
+        learning_rate=config.learning_rate, num_warmup_steps=50, average_decay=0.99
+    )
+    optimizer = Optimizer(network, options, config.num_steps)
+    for step in shown(range(config.num_steps)):
         rng = np.random.default_rng([seed, step])
-        picked = torch.from_numpy(rng.integers(num_samples, size=batch_size))
+        picked = torch.from_numpy(rng.integers(num_samples, size=config.batch_size))
         with autocast("auto", "cpu"):
             value = loss(picked, rng)
         optimizer.descend(value)

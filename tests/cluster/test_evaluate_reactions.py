@@ -52,10 +52,10 @@ def world(copied, moved, yielded):
 def test_what_is_copied_and_yielded_is_found_again():
     seen = world(copied=0.6, moved=0.25, yielded=0.3)
     figures = headline(seen, ERRORS)
-    assert figures["brake_copied_truth"] == figures["brake_copied_true"] == 0
+    assert figures["brake_copied_truth"] == figures["brake_copied_drawn"] == 0
     assert figures["brake_copied_generated"] == pytest.approx(0.6, abs=1e-3)
     assert figures["swerve_copied_generated"] == pytest.approx(0.25, abs=1e-3)
-    assert figures["yielded_truth"] == figures["yielded_true"] == pytest.approx(1)
+    assert figures["yielded_truth"] == figures["yielded_drawn"] == pytest.approx(1)
     assert figures["yielded_generated"] == pytest.approx(0.3, abs=1e-3)
     assert figures["car_net_missed"] == 0.02
     assert figures["ahead_seen_generated"] == 1
@@ -73,7 +73,7 @@ def test_cars_that_are_not_seen_are_left_out_and_counted():
     assert there[:5] == pytest.approx(1)
     assert there[5:] == pytest.approx(2 / 3)
     assert kept_in_sight(seen, "generated", 1) == pytest.approx(1 - 1 / (3 * NUM_SCENES))
-    assert kept_in_sight(seen, "true pictures", 0) == pytest.approx(1)
+    assert kept_in_sight(seen, "drawn", 0) == pytest.approx(1)
 
 
 def test_what_nobody_can_see_is_not_judged():
