@@ -185,6 +185,7 @@ class LatentFile:
                 num_variants=int(metadata[b"num_variants"]),
                 tokenizer=metadata[b"tokenizer"].decode(),
                 source=metadata[b"source"].decode(),
+                # Files of older versions do not say; that they are older is said below.
                 has_moved=json.loads(metadata.get(b"has_moved", b"true")),
             )
         except (OSError, pa.ArrowException, ValueError, KeyError, IndexError) as error:
