@@ -175,12 +175,6 @@ class Nodes:
         return listed.stdout.count("RolloutActor")
 
     def close(self):
-        """End all nodes."""
+        """End all nodes, at once: they take half a minute to end by themselves."""
         for process in reversed(self.processes):
-            if process.poll() is None:
-                family = psutil.Process(process.pid).children(recursive=True)
-                process.terminate()
-                process.wait(timeout=60)
-                for each in family:
-                    if each.is_running():
-                        each.kill()
+            self.lose(process)
