@@ -22,7 +22,8 @@ LEARNING: Layout = {
     "losses": {
         "imitation": ["loss/plan", "loss/action"],
         "reinforcement": ["loss/policy_gradient", "loss/value", "loss/entropy"],
-        "error of the action": ["policy/.*_action_error"],
+        "error of the action": ["policy/.*_action_error", "first_use/.*_action_error"],
+        "value, of what was learnt from before and not": ["loss/value", "first_use/value"],
     },
     "learner": {
         "gradient steps a second": ["learner/steps_per_second"],

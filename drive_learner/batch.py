@@ -32,7 +32,8 @@ class Batch:
     observation and noise (unit bottleneck noise, None for none) have C + L + 1 frames, the rest L
     steps. present: which frames there are, None for all; some of the C may lie before the drive.
     `active` is False where a fragment is shorter than L. policy_version (batch,) is that of
-    the weights that acted, recording (batch,) the number of the recording driven in.
+    the weights that acted, recording (batch,) the number of the recording driven in. is_first_use
+    (batch,): nothing has been learnt from the fragment yet.
     """
 
     observation: Mapping[str, Tensor]
@@ -48,6 +49,7 @@ class Batch:
     teacher_action: Float32[Tensor, "time batch 2"]
     policy_version: Int64[Tensor, " batch"]
     recording: Int64[Tensor, " batch"]
+    is_first_use: Bool[Tensor, " batch"]
 
     @property
     def num_context(self) -> int:
@@ -94,6 +96,7 @@ class Fragment(NamedTuple):
     source: Source
     scene: int
     start: int
+    is_first_use: bool = False
 
     def num_before(self, num_context: int) -> int:
         """Frames there are before its first one, at most as many as asked for."""
@@ -146,6 +149,7 @@ def empty_batch(
         present=present,
         policy_version=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
         recording=torch.zeros(num_sequences, dtype=torch.int64, pin_memory=pinned),
+        is_first_use=torch.zeros(num_sequences, dtype=torch.bool, pin_memory=pinned),
         **{name: like(getattr(rollout, name), length) for name in STEP_FIELDS},
     )
 
@@ -160,7 +164,7 @@ def fill(batch: Batch, picked: Sequence[Fragment]) -> None:
     frames = {key: value.numpy() for key, value in batch.observation.items()}
     steps = {name: getattr(batch, name).numpy() for name in STEP_FIELDS}
     for column, fragment in enumerate(picked):
-        (rollout, noise), scene, start = fragment
+        (rollout, noise), scene, start, is_first_use = fragment
         num = min(length, rollout.num_steps - start)
         before = fragment.num_before(batch.num_context)
         taken = slice(NUM_CONTEXT + start - before, NUM_CONTEXT + start + num + 1)
@@ -177,6 +181,7 @@ def fill(batch: Batch, picked: Sequence[Fragment]) -> None:
             target[num:, column] = 0
         batch.policy_version[column] = rollout.policy_version
         batch.recording[column] = int(rollout.recording[scene])
+        batch.is_first_use[column] = is_first_use
 
 
 def copy_column(target: np.ndarray, frames: np.ndarray, missing: int) -> None:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
@@ -159,19 +160,19 @@ class Interval:
         self._started = time.monotonic()
         self._idle = 0.0
         self._num = 0
-        self._sums: Metrics = {}
+        self._found: dict[str, list[float]] = {}  # not every step has every metric
 
     def add(self, metrics: Metrics, idle: float) -> None:
         """Count one step, its metrics and the seconds it had to wait for data."""
         self._num += 1
         self._idle += idle
         for name, value in metrics.items():
-            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._found.setdefault(name, []).append(value)
 
     def metrics(self) -> Metrics:
         """Return the means, the rate of gradient steps and the share of time spent waiting."""
         wall = time.monotonic() - self._started
-        return {name: total / self._num for name, total in self._sums.items()} | {
+        return {name: fmean(values) for name, values in self._found.items()} | {
             "learner/steps_per_second": self._num / wall,
             "learner/idle_share": self._idle / wall,
         }

@@ -86,12 +86,13 @@ def losses(
     active = batch.active
     taught = output.taught_mean[:-1], output.taught_log_std[:-1]
     balance = (2 * config.action_beta * taught[1].detach()).exp()
+    value_error = output.value[:-1] - targets.value_target
     parts = {
         "plan": plan_loss(output.plan, batch),
         "action": -masked_mean((balance * log_probs(*taught, teacher)).sum(-1), active),
         # d(ratio)/d(theta) at rho folded into the advantage: log pi's gradient alone
         "policy_gradient": -masked_mean(targets.advantage * own, active),
-        "value": 0.5 * masked_mean((output.value[:-1] - targets.value_target).square(), active),
+        "value": 0.5 * masked_mean(value_error.square(), active),
         "entropy": -masked_mean(entropy(log_std), active),
     }
     total = torch.stack([getattr(config, name) * part for name, part in parts.items()]).sum()
@@ -108,6 +109,12 @@ def losses(
             "vtrace/clipped_share": masked_mean((ratio > config.rho_max).float(), active).item(),
             "vtrace/value_target": masked_mean(targets.value_target, active).item(),
         }
+        # The others have been fitted before, so that their errors flatter.
+        if (unseen := active & batch.is_first_use).any():
+            metrics |= {
+                "first_use/value": 0.5 * masked_mean(value_error.square(), unseen).item(),
+                "first_use/lateral_action_error": masked_mean(error[..., 0], unseen).item(),
+            }
     return total, metrics
 
 

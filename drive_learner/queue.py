@@ -88,7 +88,9 @@ class Held:
     def deal(self, generator: np.random.Generator) -> Fragment:
         """Return the next fragment of this pass."""
         if not self._pass:
-            self._pass = [self.all[i] for i in generator.permutation(len(self.all))]
+            # Nothing has been dealt before the first pass.
+            dealt = [each._replace(is_first_use=not self.was_used) for each in self.all]
+            self._pass = [dealt[i] for i in generator.permutation(len(dealt))]
         self.left -= 1
         self.was_used = True
         return self._pass.pop()

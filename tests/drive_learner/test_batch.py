@@ -16,7 +16,7 @@ FEATURES = 16
 def test_fragments_cover_every_active_step_and_no_other(random_rollout, length):
     rollout = random_rollout()
     covered = np.zeros_like(rollout.active)
-    for _, scene, start in fragments(source_of(rollout, FEATURES), length):
+    for _, scene, start, _ in fragments(source_of(rollout, FEATURES), length):
         assert start >= 0
         covered[start : start + length, scene] = True
     num_active = rollout.active.sum(0)
@@ -29,7 +29,7 @@ def test_a_column_is_the_rollout_at_that_place(random_rollout):
     source = source_of(random_rollout(), FEATURES)
     picked = list(fragments(source, 4))
     batch = collate(picked, 4)
-    for column, (_, scene, start) in enumerate(picked):
+    for column, (_, scene, start, _) in enumerate(picked):
         num = min(4, source.rollout.num_steps - start)
         for name in STEP_FIELDS:
             expected = getattr(source.rollout, name)[start : start + num, scene]
@@ -56,7 +56,7 @@ def test_a_fragment_remembers_as_far_back_as_the_actor_did(random_rollout, tiny_
     learnt = policy.unroll(
         batch.observation, batch.noise, batch.present, num_context=batch.num_context
     )
-    for column, (_, scene, start) in enumerate(picked):
+    for column, (_, scene, start, _) in enumerate(picked):
         num = min(4, rollout.num_steps - start)
         torch.testing.assert_close(
             learnt.action_mean[:num, column],

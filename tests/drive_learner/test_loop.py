@@ -10,9 +10,10 @@ def test_figures_are_means_over_the_interval(monkeypatch):
     monkeypatch.setattr("time.monotonic", lambda: next(now))
     interval = Interval()
     interval.add({"loss/plan": 1.0}, idle=0.5)
-    interval.add({"loss/plan": 3.0}, idle=1.5)
+    interval.add({"loss/plan": 3.0, "first_use/value": 5.0}, idle=1.5)
     assert interval.metrics() == {
         "loss/plan": 2.0,
+        "first_use/value": 5.0,
         "learner/steps_per_second": 0.5,
         "learner/idle_share": 0.5,
     }

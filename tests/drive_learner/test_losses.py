@@ -54,6 +54,26 @@ def test_imitation_losses_are_means_over_the_active_steps(tiny_policy, batch):
     )
 
 
+def test_what_is_learnt_from_for_the_first_time_has_errors_of_its_own(tiny_policy, batch):
+    output = output_of(tiny_policy, batch)
+    _, of_all = losses(output, batch, LossConfig())
+    assert not any(name.startswith("first_use/") for name in of_all)
+    batch.is_first_use[:] = True
+    _, of_new = losses(output, batch, LossConfig())
+    assert of_new["first_use/value"] == pytest.approx(of_all["loss/value"])
+    error = of_all["policy/lateral_action_error"]
+    assert of_new["first_use/lateral_action_error"] == pytest.approx(error)
+
+    # The mean over all is that over both kinds, each weighed by its active steps.
+    batch.is_first_use[::2] = False
+    _, of_some = losses(output, batch, LossConfig())
+    batch.is_first_use[:] = ~batch.is_first_use
+    _, of_others = losses(output, batch, LossConfig())
+    steps = batch.active.sum(0)[batch.is_first_use].sum() / batch.active.sum()
+    both = steps * of_others["first_use/value"] + (1 - steps) * of_some["first_use/value"]
+    assert both == pytest.approx(of_all["loss/value"])
+
+
 def test_value_targets_are_vtrace_on_the_true_next_states(tiny_policy, batch):
     """A scene's last active step is bootstrapped from its own final frame, not from the padding."""
     output = output_of(tiny_policy, batch)

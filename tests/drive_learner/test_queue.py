@@ -43,6 +43,11 @@ def test_every_fragment_is_used_as_often_as_promised(random_rollout):
     queue.close("end")
     used = Counter((f.source.rollout.actor, f.scene, f.start) for f in picked)
     assert max(used.values()) == CONFIG.reuse
+    met = set()
+    for fragment in picked:
+        name = (fragment.source.rollout.actor, fragment.scene, fragment.start)
+        assert fragment.is_first_use == (name not in met)
+        met.add(name)
     # the oldest were dealt out whole: 12, 7 and 3 steps are 4 + 3 + 1 fragments
     for actor in range(3):
         assert [n for key, n in used.items() if key[0] == actor] == [CONFIG.reuse] * 8
