@@ -168,6 +168,7 @@ def headline_names(evaluation: EvaluationConfig) -> tuple[str, ...]:
         *("pose_net_error_m", "metadrive_pose_net_error_m"),
         *("autoencoder_lpips", "next_frame_lpips"),
         *(f"sequential_lpips_{n}" for n in evaluation.report_frames),
+        *(f"still_lpips_{n}" for n in evaluation.report_frames),
         *("deviation_realised", "deviation_in_truth", "metadrive_deviation_realised"),
         *("anchored_recovery_m", "unanchored_recovery_m"),
         *("anchored_distance_m", "unanchored_distance_m"),
@@ -207,6 +208,7 @@ def headline(
         "autoencoder_lpips": None if floor is None else round(float(floor.mean()), 4),
         "next_frame_lpips": None if forced is None else round(float(forced.mean()), 4),
         **{f"sequential_lpips_{n}": at("rollout", n) for n in evaluation.report_frames},
+        **{f"still_lpips_{n}": at("still", n) for n in evaluation.report_frames},
         "deviation_realised": round(float(shares["recordings"][0]), 4),
         "deviation_in_truth": round(float(shares["recordings"][1]), 4),
         "metadrive_deviation_realised": (

@@ -152,6 +152,12 @@ def true_frames(scenes: Sequence[Scene], variant: int, num_frames: int) -> Frame
     return torch.stack(rows)
 
 
+def still_frames(scenes: Sequence[Scene], num_frames: int) -> Frames:
+    """Repeat the last picture before those that are generated, as if the world stood still."""
+    last = torch.stack([scene.images[0][scene.first - 1] for scene in scenes])
+    return last[:, None].expand(-1, num_frames, *last.shape[1:])
+
+
 def image_curves(
     generated: Frames, truth: Frames, perceptual: Mapping[str, nn.Module]
 ) -> dict[str, Curve]:

@@ -15,6 +15,7 @@ from world_model.evaluation import (
     image_curves,
     offsets_seen,
     realised_share,
+    still_frames,
     true_frames,
 )
 from world_model.pose_net import PoseNet
@@ -23,11 +24,15 @@ from world_model.rollouts import Rollouts, roll_out
 from world_model.sampler import Sampler
 from world_model.tokenizer import Tokenizer
 
-KINDS = ("autoencoder", "next frame", "rollout")
+KINDS = ("autoencoder", "next frame", "still", "rollout")
 
 
 class Followed(NamedTuple):
-    """Recordings as they are generated: curves by kind and metric, and what was generated."""
+    """Recordings as they are generated: curves by kind and metric, and what was generated.
+
+    Of these the `still` is the last frame that was seen, again and again: where it is nearer to the
+    truth than a rollout, a metric says little of whether the road is where it should be.
+    """
 
     curves: dict[str, dict[str, np.ndarray]]
     rollouts: Rollouts
@@ -102,6 +107,7 @@ class Judge:
         frames = {
             "autoencoder": decoded(self.tokenizer, rollouts.truth),
             "next frame": decoded(self.tokenizer, forced.latents),
+            "still": still_frames(scenes, num_frames),
             "rollout": decoded(self.tokenizer, rollouts.latents),
         }
         curves = {}

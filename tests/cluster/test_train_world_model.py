@@ -247,7 +247,13 @@ def evaluate(model, data, output):
     assert np.isfinite(figures["deviation_realised"])
     assert np.isfinite(figures["anchored_recovery_m"])
     page = (output / "report.html").read_text()
-    for words in ("Commanded deviation", "unanchored", "deviation_+0.5_m.mp4", "rollout.mp4"):
+    for words in (
+        "Commanded deviation",
+        "unanchored",
+        "still: PSNR",
+        "deviation_+0.5_m.mp4",
+        "rollout.mp4",
+    ):
         assert words in page
     assert {file.name for file in output.iterdir()} == {
         "report.html",

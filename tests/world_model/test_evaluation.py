@@ -19,6 +19,7 @@ from world_model.evaluation import (
     realised_share,
     recorded_scene,
     recovery,
+    still_frames,
     there_and_back,
     true_frames,
 )
@@ -59,6 +60,8 @@ def test_a_scene_shows_every_variant_from_where_it_is(synthetic, tokenizer):
     assert scene.first == 10
     recorded = images_as_recorded(segment, slice(10, 20), 64, 32)
     torch.testing.assert_close(true_frames([scene], 0, 10)[0], recorded)
+    last = images_as_recorded(segment, slice(9, 10), 64, 32)
+    torch.testing.assert_close(still_frames([scene], 3)[0], last.repeat(3, 1, 1, 1, 1))
     off = (true_frames([scene], 5, 10)[0].float() - recorded.float()).abs().mean()
     assert off > 2
 
