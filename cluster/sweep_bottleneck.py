@@ -2,8 +2,8 @@
 
 A policy is trained for every capacity and seed, scored in closed loop, and probed for what it knows
 of the recorded pose by the warp's artifacts (`drive probe-policy`); all see the same pairs of
-pictures. `leak.png` shows leak and score over capacity, `results.json` and `report.html` all
-figures, after every policy.
+pictures. `leak.png` shows leak and score over capacity, `leak.md` has both as tables,
+`results.json` and `report.html` all figures, after every policy.
 
 Each is in a folder of its own. What was trained, scored or probed is not done again, so a sweep can
 be interrupted, and capacities and seeds can be added to it (`output=PATH` names the same folder).
@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 AS_TRAINED = "leak_aged"  # the leak in pictures as policies are trained on
 SHOWN = {"lateral": "p' - p, lateral", "heading": "p' - p, heading"}
 LABELS = {"leak": "same time", AS_TRAINED: "older frame", "known_aged": "older, road known"}
+CONTROL = ("lane", "mlp", "true")  # what must be known: where the car is in its lane
 MARKS = {"leak": "o", AS_TRAINED: "o", "known_aged": "x"}
 SPREAD = 0.08  # between the points of one capacity
 
@@ -163,44 +164,71 @@ def headline(figures: Mapping[str, Any]) -> dict[str, float]:
 def write_page(
     output: Path, config: SweepBottleneckRun, found: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Write the comparison, and its picture on its own."""
+    """Write the comparison, and its picture and tables on their own."""
     png = draw_leaks(config.capacities, list(found.values()))
     (output / "leak.png").write_bytes(png)
-    columns = (AS_TRAINED, "known_aged")
-    leaks = [(target, probe, column) for target in SHOWN for probe in PROBES for column in columns]
-    rows = [
-        [
-            title(figures["bits"]),
-            figures["seed"],
-            f"{figures['passed']} of {figures['total']}",
-            decimal(figures["mean_abs_lateral"]),
-            decimal(figures["trajectory_mae"]),
-            *(interval(figures["probe"][target][probe][leak]) for target, probe, leak in leaks),
-        ]
-        for figures in found.values()
-    ]
+    policies, leaks = policies_table(found), leaks_table(found)
+    write_text(output / "leak.md", f"{policies.markdown}\n{leaks.markdown}")
     parts: list[Part] = [
         Text(
             text="Leak: R^2 of a probe that tells p' - p from features of warped pictures, less "
             "that from true pictures of the same poses; with 95 % intervals over roads. Pictures "
-            "are warped from older frames, as in training (leak_aged), in the plot also from that "
-            "of the same time. known_aged: what a probe tells that knows the true picture, too."
+            "are warped from the frame of the same time, or from older ones, as in training. Road "
+            "known: what a probe tells that knows the true picture, too. The place in the lane is "
+            "a control: it is to be seen in true pictures, and to be known."
         ),
         Picture(png=png, heading="Leak and score over the bottleneck's capacity"),
-        Table(
-            header=(
-                "bits",
-                "seed",
-                "passes",
-                "mean |d|, m",
-                "trajectory error, m",
-                *(f"{target} {probe} {leak}" for target, probe, leak in leaks),
-            ),
-            rows=rows,
-            heading="Policies",
-        ),
+        policies,
+        leaks,
     ]
     write_report(output / "report.html", "What the bottleneck is worth", parts)
+
+
+def policies_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """List how each policy drives, and how well it knows its place in the lane."""
+    target, probe, kind = CONTROL
+    return Table(
+        header=(
+            "bits",
+            "seed",
+            "passes",
+            "mean distance at the end, m",
+            "off-policy error, m",
+            "R² of the place in the lane",
+        ),
+        rows=[
+            [
+                title(figures["bits"]),
+                figures["seed"],
+                f"{figures['passed']} of {figures['total']}",
+                decimal(figures["mean_abs_lateral"]),
+                decimal(figures["trajectory_mae"]),
+                interval(figures["probe"][target][probe][kind]),
+            ]
+            for figures in found.values()
+        ],
+        heading="Policies",
+    )
+
+
+def leaks_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """List what a policy's features know of p' - p, a row for each target and probe."""
+    return Table(
+        header=("p' - p", "bits", "seed", "probe", *LABELS.values()),
+        rows=[
+            [
+                target,
+                title(figures["bits"]),
+                figures["seed"],
+                probe,
+                *(interval(figures["probe"][target][probe][column]) for column in LABELS),
+            ]
+            for target in SHOWN
+            for figures in found.values()
+            for probe in PROBES
+        ],
+        heading="Leaks",
+    )
 
 
 def title(bits: float | None) -> str:

@@ -107,6 +107,11 @@ def test_every_seed_is_a_point_in_the_report(config, tmp_path, monkeypatch):
     page = (tmp_path / "report.html").read_text()
     for part in ("13 of 24", "none", "0.200 (0.100 to 0.300)", "data:image/png"):
         assert part in page
+    told = (tmp_path / "leak.md").read_text()
+    shown = "0.200 (0.100 to 0.300)"
+    assert f"| none | 3 | 13 of 24 | 0.250 |  | {shown} |" in told
+    assert f"| lateral | 40 | 0 | linear | {shown} | {shown} | {shown} |" in told
+    assert told.count("\n| heading |") == 2 * 2 * 2
 
 
 def test_the_shipped_sweep_trains_and_probes_as_the_shipped_runs_do():
