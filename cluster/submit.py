@@ -181,11 +181,13 @@ async def follow(client: JobSubmissionClient, name: str, file: TextIO) -> str:
 
     SubmitError when the cluster has not answered for `PATIENCE` seconds.
     """
-    text, is_over, heard = "", False, time.monotonic()
+    text, is_over = "", False
+    silent_since: float | None = None  # a job that says nothing is no cluster that does not answer
     while not is_over:
         position = 0
         try:
             is_over = client.get_job_status(name).is_terminal()
+            silent_since = None
             async for chunk in client.tail_job_logs(name):
                 # A connection made anew tells the log from its beginning.
                 news = chunk[max(len(text) - position, 0) :]
@@ -194,10 +196,11 @@ async def follow(client: JobSubmissionClient, name: str, file: TextIO) -> str:
                 for each in (file, sys.stderr):
                     each.write(news)
                     each.flush()
-                heard = time.monotonic()
         except (RuntimeError, OSError, aiohttp.ClientError) as error:
             log.warning("the job's log broke off, asking again: %s", error)
-            if time.monotonic() > heard + PATIENCE:
+            now = time.monotonic()
+            silent_since = now if silent_since is None else silent_since
+            if now > silent_since + PATIENCE:
                 raise SubmitError(
                     f"the cluster does not answer any more; where it is still up, job {name} goes "
                     f"on, and submit.id={name} follows it",

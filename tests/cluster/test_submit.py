@@ -1,3 +1,6 @@
+import asyncio
+import io
+import itertools
 import json
 import logging
 import os
@@ -6,15 +9,61 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from ray.job_submission import JobStatus
 
 from cluster.main import CommandError, main, parse
-from cluster.submit import SubmitError, SubmitRun, entrypoint, start
+from cluster.submit import SubmitError, SubmitRun, entrypoint, follow, start
 from drive_envs.checkpoint import checkpoints
 
 log = logging.getLogger(__name__)
+
+
+class FlakyClient:
+    """A cluster whose logs break off; its job is over when it was asked for it often enough."""
+
+    def __init__(self, num_asked, *, is_there=True):
+        self.left, self.is_there = num_asked, is_there
+
+    def get_job_status(self, name):
+        if not self.is_there:
+            raise RuntimeError("no connection")
+        self.left -= 1
+        return JobStatus.SUCCEEDED if self.left <= 0 else JobStatus.RUNNING
+
+    async def tail_job_logs(self, name):
+        yield "begun\n"
+        if self.left > 0:
+            raise RuntimeError("the connection was closed")
+        yield "done\n"
+
+
+@pytest.fixture
+def hurried(monkeypatch):
+    """Let 40 s go by whenever `follow` looks at the clock, and nothing while it sleeps."""
+
+    async def at_once(seconds):
+        return None
+
+    clock = SimpleNamespace(monotonic=itertools.count(0.0, 40.0).__next__)
+    monkeypatch.setattr("cluster.submit.asyncio", SimpleNamespace(sleep=at_once))
+    monkeypatch.setattr("cluster.submit.time", clock)
+
+
+def test_a_job_is_followed_however_often_its_log_breaks_off(hurried):
+    file = io.StringIO()
+    client: Any = FlakyClient(4)
+    assert asyncio.run(follow(client, "job", file)) == "done"
+    assert file.getvalue() == "begun\ndone\n"
+
+
+def test_a_cluster_that_does_not_answer_is_given_up(hurried):
+    client: Any = FlakyClient(4, is_there=False)
+    with pytest.raises(SubmitError, match="does not answer any more"):
+        asyncio.run(follow(client, "job", io.StringIO()))
 
 
 def test_a_submission_is_a_command_with_keys_of_its_own():
