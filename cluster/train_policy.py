@@ -25,7 +25,7 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.config import dump
+from cluster.config import dump, load_kept
 from cluster.progress import Meter, progress
 from cluster.telemetry import Telemetry, totals
 from cluster.tensorboard_pages import DRIVING, LEARNING, Pages
@@ -86,6 +86,23 @@ SETTINGS = (
     "actors.max_actors",
     "policy.bottleneck_bits",
 )  # that TensorBoard compares runs by
+
+LEARNT = (
+    "mode",
+    "seed",
+    "data",
+    "simulator",
+    "learner",
+    "policy",
+    "loss",
+    "env",
+    "sampler",
+    "world",
+    "learned",
+    "habits",
+    "rollout_steps",
+    "teacher_share",
+)  # what a policy is learnt from: none of it changes while a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -407,8 +424,25 @@ def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoin
             f"the checkpoint in {folder} is of another network: choose another output or "
             f"resume=false"
         ) from error
+    refuse_other_settings(config, checkpoint, folder)
     log.info("going on from step %d in %s", checkpoint.step, folder)
     return checkpoint
+
+
+def refuse_other_settings(config: TrainPolicyRun, checkpoint: Checkpoint, folder: Path) -> None:
+    """Raise ValueError where a checkpoint has learnt from something else than a run says.
+
+    How long, how fast and on which machine may change when a run goes on.
+    """
+    before = load_kept(TrainPolicyRun, checkpoint.run)
+    if before is None:
+        log.warning("%s: settings of another version, it is not known if they are equal", folder)
+        return
+    if other := [name for name in LEARNT if getattr(before, name) != getattr(config, name)]:
+        raise ValueError(
+            f"the checkpoint in {folder} is of a run with other settings ({', '.join(other)}): "
+            "choose another output or resume=false"
+        )
 
 
 def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> float | None:
@@ -421,7 +455,11 @@ def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> flo
         return None
     policy = Policy(config.policy)
     policy.load_state_dict(weights)
-    return round(trajectory_mae(policy, segments), 4)
+    try:
+        return round(trajectory_mae(policy, segments), 4)
+    except ValueError as error:  # a training that is over is not lost for what it is judged by
+        log.warning("%s: no trajectory error", error)
+        return None
 
 
 def reporter(meter: Meter, telemetry: Telemetry | None = None) -> Any:

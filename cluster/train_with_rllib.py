@@ -20,6 +20,7 @@ from cluster.train_policy import (
     TrainPolicyRun,
     held_out_error,
     make_env,
+    refuse_other_settings,
     reporter,
     world_model_service,
 )
@@ -56,6 +57,8 @@ def train_with_rllib(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
             shutil.rmtree(output / folder, ignore_errors=True)
     began, checkpoint = time.monotonic(), latest_checkpoint(output / "checkpoints")
     first = checkpoint.step if checkpoint else 0
+    if checkpoint is not None:
+        refuse_other_settings(config, checkpoint, output / "checkpoints")
     figures: dict[str, Any] = {
         "mode": config.mode,
         "learner": f"rllib {config.learner.algorithm}",

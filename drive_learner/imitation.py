@@ -301,7 +301,8 @@ def trajectory_mae(policy: Policy, segments: Segments) -> float:
     At every recorded frame with a whole history the policy, without noise, sees what the person
     saw. The error is the mean of |x - x'| and |y - y'| between its likeliest hypothesis and the
     recorded future, in the ego frame, over all of the 33 points up to 10 s ahead that the recording
-    still covers, of all frames. Raises ValueError when there is no such frame.
+    still covers, of all frames. A segment that is damaged or of another camera is named and left
+    out. Raises ValueError when there is no such frame.
     """
     total, count = 0.0, 0
     device = next(policy.parameters()).device
@@ -310,7 +311,11 @@ def trajectory_mae(policy: Policy, segments: Segments) -> float:
         if stretch.num_steps < 1:
             continue
         segment = segments[stretch.segment]
-        images = images_of(segment, stretch.rows, *size)
+        try:
+            images = images_of(segment, stretch.rows, *size)
+        except SegmentError as error:
+            log.warning("left out of the trajectory error: %s", error)
+            continue
         rollout = recorded_rollout(segment, stretch.rows, images)
         observation = {
             key: torch.from_numpy(value[:-1]).to(device)

@@ -267,6 +267,25 @@ def test_another_network_is_not_resumed(tiny, tmp_path):
         resumed(other, learner, tmp_path / "checkpoints")
 
 
+@pytest.mark.slow
+def test_a_run_that_learns_from_something_else_is_not_resumed(tiny, tmp_path):
+    config = off_policy(tiny, num_steps=2)
+    run(config, tmp_path)
+    others = {
+        "seed": replace(config, seed=config.seed + 1),
+        "env, world": replace(
+            config,
+            env=replace(config.env, lateral_rate=0.7),
+            world=replace(config.world, max_age=3),
+        ),
+        "mode": replace(config, mode="on_policy"),
+    }
+    for name, other in others.items():
+        with pytest.raises(ValueError, match=rf"run with other settings \({name}\).*resume=false"):
+            run(other, tmp_path)
+    assert run(replace(config, num_threads=2, num_steps=3), tmp_path)["resumed_at"] == 2
+
+
 @pytest.fixture(scope="module")
 def in_world_model(tiny, tmp_path_factory):
     """The run, in a small world model with random weights and with its plans for a teacher."""
@@ -304,11 +323,17 @@ def test_a_policy_is_trained_in_a_world_model(in_world_model, tmp_path):
     assert not driving_processes()
 
 
-def test_without_held_out_drives_there_is_no_error(tiny, synthetic_segment, tmp_path, caplog):
+def test_without_held_out_drives_there_is_no_error(
+    tiny, synthetic, synthetic_segment, tmp_path, caplog
+):
     write_segments(tmp_path / "few.parquet", [synthetic_segment])
     few = replace(tiny, data=str(tmp_path / "few.parquet"))
     assert held_out_error(few, Policy(few.policy).state_dict()) is None
     assert "no segment of split 'held_out'" in caplog.text
+    short = synthetic.segment_from_path(synthetic.arc_path(num_rows=8), split="held_out")
+    write_segments(tmp_path / "few.parquet", [short])
+    assert held_out_error(few, Policy(few.policy).state_dict()) is None
+    assert "no held-out segment is long enough" in caplog.text
 
 
 def test_damaged_held_out_drives_are_left_out_of_the_error(

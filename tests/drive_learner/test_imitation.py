@@ -167,6 +167,17 @@ def test_trajectory_error_of_driving_straight_on(arc_segment, dataset_of, tiny_p
         trajectory_mae(tiny_policy, dataset_of(arc_segment(num_frames=10)))
 
 
+def test_a_segment_that_cannot_be_seen_is_left_out_of_the_error(
+    arc_segment, dataset_of, tiny_policy, caplog
+):
+    good, damaged = arc_segment("good", num_frames=80), arc_segment("torn", num_frames=80)
+    alone = trajectory_mae(tiny_policy, dataset_of(good))
+    damaged.images["wide"][40] = damaged.images["wide"][40][:40]
+    assert trajectory_mae(tiny_policy, dataset_of(damaged, good)) == alone
+    assert "left out of the trajectory error" in caplog.text
+    assert "torn" in caplog.text
+
+
 @pytest.mark.slow
 def test_imitation_lowers_the_trajectory_error(arc_segment, dataset_of, tiny_policy):
     dataset = dataset_of(*(arc_segment(f"{r}", radius=r, num_frames=60) for r in (30.0, -80.0)))
