@@ -106,7 +106,7 @@ def learn(
     on_step(step, metrics) is called after every step with the figures known by then.
     """
     num_steps = learner.config.num_steps
-    writer = SummaryWriter(str(output / "tensorboard"), purge_step=learner.step)
+    writer = SummaryWriter(str(output / "tensorboard"), purge_step=learner.step + 1)
     metrics: Metrics = {}
     interval = Interval()
     recent: deque[tuple[int, dict[str, Tensor]]] = deque(maxlen=config.publish_lag + 1)

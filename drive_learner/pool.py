@@ -134,7 +134,8 @@ class ActorPool:
             raise ValueError(
                 f"only {len(ready)} of at least {num} actors could be started within "
                 f"{self.config.patience:g} s: each needs {self.config.options}, "
-                f"the cluster has {ray.cluster_resources()}; lower actors.num_cpus or min_actors"
+                f"the cluster has {ray.cluster_resources()}; where nodes are still starting raise "
+                "actors.patience, else lower actors.num_cpus or min_actors"
             )
 
     def publish(self, version: int, weights: Mapping[str, Tensor]) -> None:

@@ -56,8 +56,9 @@ class DrivingModule(TorchRLModule, ValueFunctionAPI, TargetNetworkAPI, Inference
         with torch.no_grad():
             noise = {}
             if self.policy.config.bottleneck_bits is not None:
-                shape = *batch[Columns.OBS]["speed"].shape[:2], self.policy.config.num_features
-                noise = {NOISE: torch.randn(shape)}
+                speed = batch[Columns.OBS]["speed"]
+                shape = *speed.shape[:2], self.policy.config.num_features
+                noise = {NOISE: torch.randn(shape, device=speed.device)}
             return self._act(self.policy, batch | noise) | noise
 
     def _forward_inference(self, batch: Batch, **kwargs: Any) -> Batch:
