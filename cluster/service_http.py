@@ -16,6 +16,7 @@ import io
 import json
 import secrets
 import zipfile
+import zlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import fields
 from typing import Any
@@ -38,6 +39,11 @@ from drive_envs.protocol import (
 
 MAX_BYTES = 256 << 20  # of a request
 STATUS = {BadRequestError: 400, SessionLostError: 404, NoRoomError: 503, TimeoutError: 504}
+TORN = (
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+)  # what zipfile says of damaged archives
 Handler = Callable[[Request], Awaitable[Response]]
 
 
@@ -117,7 +123,7 @@ def unpacked(kind: type[Any], body: bytes) -> Any:
         if unknown := (set(arrays) | set(told)) - known:
             raise BadRequestError(f"a {kind.__name__} has no {', '.join(sorted(unknown))}")
         return kind(**arrays, **told)
-    except (ValueError, TypeError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, TypeError, KeyError, OSError, EOFError, *TORN) as error:
         if isinstance(error, BadRequestError):
             raise
         raise BadRequestError(f"the body is no {kind.__name__} as .npz: {error}") from error

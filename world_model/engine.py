@@ -368,6 +368,8 @@ class Engine:
             )
         if (request.wait < 1).any():
             raise BadRequestError(f"session '{request.session}': the anchors are not in the future")
+        if request.frame < 0 or (request.seed < 0).any():
+            raise BadRequestError(f"session '{request.session}': frame or seed is negative")
         for name in ("context_poses", "anchor_poses"):
             if not np.isfinite(getattr(request, name)).all():
                 raise BadRequestError(f"session '{request.session}': {name} are not finite")

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import RayActorError, RayError
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import (
     BackPressureError,
@@ -219,13 +219,17 @@ def is_running(name: str) -> bool:
 
 
 def ask_all(name: str, method: str) -> list[Any]:
-    """Ask every replica; a handle that is new learns a moment later which ones there are."""
+    """Ask every replica.
+
+    A handle that is new learns a moment later which ones there are, and every handle a moment later
+    which ones are dead.
+    """
     handle = serve.get_deployment_handle(DEPLOYMENT, name)
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
             return list(handle.broadcast(method).results())
-        except DeploymentUnavailableError:
+        except (DeploymentUnavailableError, RayActorError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)

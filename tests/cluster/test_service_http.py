@@ -102,6 +102,15 @@ def test_errors_have_a_status_and_a_sentence(address):
         assert told["message"]
 
 
+def test_a_torn_archive_is_a_bad_request(address):
+    file = io.BytesIO()
+    np.savez_compressed(file, images=np.zeros(100_000), fields=np.array("{}"))
+    body = bytearray(file.getvalue())
+    body[60:90] = bytes(255 - byte for byte in body[60:90])
+    status, answer = ask(address, "/step", bytes(body))
+    assert (status, json.loads(answer)["error"]) == (400, "BadRequestError")
+
+
 def test_a_pickle_is_not_opened(address):
     file = io.BytesIO()
     np.savez(file, fields=np.array([{"session": "a"}], dtype=object))

@@ -125,6 +125,8 @@ def test_a_frame_that_is_skipped_is_a_session_unknown(make_engine):
         ({"anchors": np.zeros((2, 9, 2, 3, 16, 32), np.uint8)}, "anchors is"),
         ({"wait": np.zeros(2, np.int64)}, "not in the future"),
         ({"context_poses": np.full((2, 4, 3), np.nan)}, "not finite"),
+        ({"seed": np.array([1, -1])}, "frame or seed is negative"),
+        ({"frame": -1}, "frame or seed is negative"),
     ],
 )
 def test_an_opening_that_does_not_fit(make_engine, change, match):
