@@ -6,6 +6,7 @@ arrays that take long to draw are files whose names say what they depend on.
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -19,6 +20,8 @@ from cluster.progress import progress
 
 TRAINING = "training.yaml"
 
+log = logging.getLogger(__name__)
+
 
 def claim(folder: Path, training: object) -> None:
     """Say which training a folder is of; ValueError when it is of another one."""
@@ -27,6 +30,21 @@ def claim(folder: Path, training: object) -> None:
         raise ValueError(f"{path} is of a training with other settings: choose another output")
     folder.mkdir(parents=True, exist_ok=True)
     write_text(path, dump(training))
+
+
+def refuse_other(folder: Path, before: str, run: object, names: Sequence[str]) -> None:
+    """Raise ValueError where a checkpoint's run, `before`, has other values than `run`.
+
+    names: of the settings that may not change while a run goes on.
+    """
+    then = load_kept(type(run), before)
+    if then is None:
+        log.warning("%s: settings of another version, it is not known if they are equal", folder)
+    elif other := [name for name in names if getattr(then, name) != getattr(run, name)]:
+        raise ValueError(
+            f"the checkpoint in {folder} is of a run with other settings ({', '.join(other)}): "
+            "choose another output, or remove this one to begin again"
+        )
 
 
 def kept(path: Path, run: object, make: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:

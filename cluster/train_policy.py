@@ -25,7 +25,8 @@ import ray
 import torch
 from torch import Tensor
 
-from cluster.config import dump, load_kept
+from cluster.config import dump
+from cluster.kept import refuse_other
 from cluster.progress import Meter, progress
 from cluster.telemetry import Telemetry, totals
 from cluster.tensorboard_pages import DRIVING, LEARNING, Pages
@@ -434,15 +435,7 @@ def refuse_other_settings(config: TrainPolicyRun, checkpoint: Checkpoint, folder
 
     How long, how fast and on which machine may change when a run goes on.
     """
-    before = load_kept(TrainPolicyRun, checkpoint.run)
-    if before is None:
-        log.warning("%s: settings of another version, it is not known if they are equal", folder)
-        return
-    if other := [name for name in LEARNT if getattr(before, name) != getattr(config, name)]:
-        raise ValueError(
-            f"the checkpoint in {folder} is of a run with other settings ({', '.join(other)}): "
-            "choose another output or resume=false"
-        )
+    refuse_other(folder, checkpoint.run, config, LEARNT)
 
 
 def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> float | None:

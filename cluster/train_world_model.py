@@ -16,6 +16,7 @@ import ray
 import torch
 
 from cluster.config import dump
+from cluster.kept import refuse_other
 from cluster.progress import progress
 from cluster.tensorboard_pages import WORLD_MODEL, Pages
 from cluster.train_policy import RayConfig
@@ -44,6 +45,9 @@ from world_model.trainer import TrainerConfig
 log = logging.getLogger(__name__)
 
 ENCODING_TIMEOUT = 600.0  # s for one segment
+
+
+LEARNT = ("data", "num_segments", "encoding", "model", "start")  # none changes in a run's course
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +176,7 @@ def fit(config: TrainWorldModelRun, tokenizer: Tokenizer, output: Path) -> Figur
         cache_mb=config.cache_mb,
     )
     checkpoint = latest_checkpoint(output / "checkpoints")
-    check_checkpoint(checkpoint, tokenizer, output)
+    check_checkpoint(checkpoint, tokenizer, config, output)
     done = checkpoint.step if checkpoint else 0
     last: Figures = {}
     if done == config.trainer.num_steps:
@@ -240,13 +244,21 @@ def check_latents(config: TrainWorldModelRun, tokenizer: Tokenizer) -> None:
         )
 
 
-def check_checkpoint(checkpoint: Checkpoint | None, tokenizer: Tokenizer, output: Path) -> None:
-    """Raise ValueError when what was begun in `output` learns the latents of another tokenizer."""
-    if checkpoint is not None and checkpoint.state.get("tokenizer") != tokenizer.digest:
+def check_checkpoint(
+    checkpoint: Checkpoint | None, tokenizer: Tokenizer, config: TrainWorldModelRun, output: Path
+) -> None:
+    """Raise ValueError when what was begun in `output` is another model, or learns from others.
+
+    Objective, length, workers and sampling may change while a run goes on.
+    """
+    if checkpoint is None:
+        return
+    if checkpoint.state.get("tokenizer") != tokenizer.digest:
         raise ValueError(
             f"the checkpoint in {output} has learnt the latents of another tokenizer: choose "
             "another output"
         )
+    refuse_other(output, checkpoint.run, config, LEARNT)
 
 
 def latents_info(config: TrainWorldModelRun, tokenizer: Tokenizer) -> LatentsInfo:

@@ -12,6 +12,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from cluster import evaluate_world_model, train_tokenizer, train_world_model
+from cluster.config import dump
 from cluster.evaluate_world_model import EvaluateWorldModelRun, headline_names
 from cluster.train_policy import RayConfig
 from cluster.train_tokenizer import TrainTokenizerRun
@@ -215,11 +216,17 @@ def test_what_has_learnt_other_latents_is_not_gone_on_with(tmp_path):
     torch.manual_seed(0)
     config = AutoencoderConfig(latent_channels=4, channels=(16, 16, 16), num_blocks=1)
     one, other = Tokenizer(config), Tokenizer(config)
-    check_checkpoint(None, one, tmp_path)  # nothing there
-    begun = Checkpoint(step=1, tensors={}, state={"tokenizer": one.digest}, run="")
-    check_checkpoint(begun, one, tmp_path)
+    run = TrainWorldModelRun()
+    check_checkpoint(None, one, run, tmp_path)  # nothing there
+    begun = Checkpoint(step=1, tensors={}, state={"tokenizer": one.digest}, run=dump(run))
+    check_checkpoint(begun, one, run, tmp_path)
+    longer = replace(run, trainer=replace(run.trainer, num_steps=7), cache_mb=5)
+    check_checkpoint(begun, one, longer, tmp_path)
     with pytest.raises(ValueError, match="another tokenizer: choose another output"):
-        check_checkpoint(begun, other, tmp_path)
+        check_checkpoint(begun, other, run, tmp_path)
+    changed = replace(run, data="mine", model=replace(run.model, plans_from="arc"))
+    with pytest.raises(ValueError, match=r"run with other settings \(data, model\)"):
+        check_checkpoint(begun, one, changed, tmp_path)
 
 
 @pytest.mark.slow
