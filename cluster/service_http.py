@@ -39,11 +39,8 @@ from drive_envs.protocol import (
 
 MAX_BYTES = 256 << 20  # of a request
 STATUS = {BadRequestError: 400, SessionLostError: 404, NoRoomError: 503, TimeoutError: 504}
-TORN = (
-    zipfile.BadZipFile,
-    zlib.error,
-    NotImplementedError,
-)  # what zipfile says of damaged archives
+# What zipfile says of damaged archives.
+TORN = (zipfile.BadZipFile, zlib.error, NotImplementedError)
 Handler = Callable[[Request], Awaitable[Response]]
 
 

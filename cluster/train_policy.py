@@ -40,7 +40,6 @@ from drive_envs.learned import Learned, LearnedConfig
 from drive_envs.precision import Precision
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
-from drive_envs.segment import NoSegmentsError
 from drive_envs.segments import open_dataset, sample_path
 from drive_envs.world import World
 from drive_learner.feed import RolloutFeed
@@ -103,7 +102,7 @@ LEARNT = (
     "habits",
     "rollout_steps",
     "teacher_share",
-)  # what a policy is learnt from: none of it changes while a run goes on
+)  # what a policy is, and learns from; how long, how fast and where may change as a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -425,30 +424,18 @@ def resumed(config: TrainPolicyRun, learner: Learner, folder: Path) -> Checkpoin
             f"the checkpoint in {folder} is of another network: choose another output or "
             f"resume=false"
         ) from error
-    refuse_other_settings(config, checkpoint, folder)
+    refuse_other(folder, checkpoint.run, config, LEARNT)
     log.info("going on from step %d in %s", checkpoint.step, folder)
     return checkpoint
 
 
-def refuse_other_settings(config: TrainPolicyRun, checkpoint: Checkpoint, folder: Path) -> None:
-    """Raise ValueError where a checkpoint has learnt from something else than a run says.
-
-    How long, how fast and on which machine may change when a run goes on.
-    """
-    refuse_other(folder, checkpoint.run, config, LEARNT)
-
-
 def held_out_error(config: TrainPolicyRun, weights: Mapping[str, Tensor]) -> float | None:
     """Return the off-policy trajectory error in m of these weights, None without data."""
-    try:
-        segments = open_dataset(config.data_path, split="held_out")
-        segments.leave_out_damaged()
-    except NoSegmentsError as error:
-        log.warning("%s: no trajectory error", error)
-        return None
     policy = Policy(config.policy)
     policy.load_state_dict(weights)
     try:
+        segments = open_dataset(config.data_path, split="held_out")
+        segments.leave_out_damaged()
         return round(trajectory_mae(policy, segments), 4)
     except ValueError as error:  # a training that is over is not lost for what it is judged by
         log.warning("%s: no trajectory error", error)

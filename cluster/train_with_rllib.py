@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from cluster.config import dump
+from cluster.kept import refuse_other
 from cluster.progress import progress
 from cluster.telemetry import Telemetry
 from cluster.train_policy import (
+    LEARNT,
     TrainPolicyRun,
     held_out_error,
     make_env,
-    refuse_other_settings,
     reporter,
     world_model_service,
 )
@@ -58,7 +59,7 @@ def train_with_rllib(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
     began, checkpoint = time.monotonic(), latest_checkpoint(output / "checkpoints")
     first = checkpoint.step if checkpoint else 0
     if checkpoint is not None:
-        refuse_other_settings(config, checkpoint, output / "checkpoints")
+        refuse_other(output / "checkpoints", checkpoint.run, config, LEARNT)
     figures: dict[str, Any] = {
         "mode": config.mode,
         "learner": f"rllib {config.learner.algorithm}",

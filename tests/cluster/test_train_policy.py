@@ -28,6 +28,7 @@ from drive_learner.learner import Learner
 from drive_learner.loop import LoopConfig, learn
 from drive_learner.losses import LossConfig
 from drive_learner.queue import QueueConfig
+from drive_learner.rllib_config import RllibLearning
 from world_model.autoencoder import AutoencoderConfig
 from world_model.dit import WorldModel, WorldModelConfig
 from world_model.engine import EngineConfig
@@ -279,6 +280,7 @@ def test_a_run_that_learns_from_something_else_is_not_resumed(tiny, tmp_path):
             world=replace(config.world, max_age=3),
         ),
         "mode": replace(config, mode="on_policy"),
+        "mode, learner, loss": replace(tiny, learner=RllibLearning()),
     }
     for name, other in others.items():
         with pytest.raises(ValueError, match=rf"other settings \({name}\): choose another"):
