@@ -35,7 +35,7 @@ def drawn(num, seed):
 
 @pytest.mark.slow
 def test_it_learns_who_is_where():
-    network = train_car_net(drawn(1500, 0), CarNetConfig(num_steps=700), seed=0)
+    network = train_car_net(drawn(1500, 0), CarNetConfig(num_steps=250), seed=0)
     errors = errors_of(network, drawn(300, 1))
     assert errors.missed.max() < 0.1
     assert errors.imagined.max() < 0.1
