@@ -219,6 +219,11 @@ provide_assets() {
   "$PYTHON" -m drive_envs.metadrive_assets "$scratch"/metadrive_simulator-0.3.0.1-*.whl
 }
 
+# What the first process to drive would compile else, while others wait.
+provide_loops() {
+  "$PYTHON" -c "from drive_envs.reprojection_loops import compile_all; compile_all()"
+}
+
 profile=
 sections=(packages)
 for argument in "$@"; do
@@ -246,6 +251,7 @@ provide_system_libraries
 provide_packages "${sections[@]}"
 provide_project
 provide_bytecode
+provide_loops
 provide_assets
 if [[ " ${sections[*]} " == *" dev "* ]]; then
   provide_prometheus

@@ -4,14 +4,15 @@ Roads, verges and horizons run along rows, so rows come first. This does not kno
 """
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 
-Color = Float[Tensor, "batch 3 height width"]
+from drive_envs import reprojection_loops
+
+Color = UInt8[Tensor, "batch 3 height width"]
 Map = Float[Tensor, "batch height width"]
 Mask = Bool[Tensor, "batch height width"]
-
-TIE = 1e-5  # 1/m per pixel: of surfaces as far, prefer the one nearer in the image
+TIE = float(reprojection_loops.TIE)
 
 
 def draw_out_background(color: Color, w: Map, hidden: Mask) -> None:
@@ -20,6 +21,14 @@ def draw_out_background(color: Color, w: Map, hidden: Mask) -> None:
     `w` is inverse depth in 1/m. Rows first; columns for rows in which all is hidden. A pixel that
     has neither keeps its colour.
     """
+    if color.device.type == "cpu":
+        reprojection_loops.draw_out_background(color.numpy(), w.numpy(), hidden.numpy())
+    else:
+        draw_out_with_tensors(color, w, hidden)
+
+
+def draw_out_with_tensors(color: Color, w: Map, hidden: Mask) -> None:
+    """Do so on any device."""
     left_over = draw_out_rows(color, w, hidden)
     if is_any(left_over):
         draw_out_rows(color.mT, w.mT, left_over.mT)

@@ -11,12 +11,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 from torch.nn.functional import hardshrink, interpolate, pad
 
+from drive_envs import reprojection_loops
 from drive_envs.camera import Camera, pixel_centers
 
 Map = Float[Tensor, "batch height width"]
-
-HOLE = -1.0  # an inverse depth that is not known
-MAX_SLOPE = 0.25  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
+HOLE = float(reprojection_loops.HOLE)
+MAX_SLOPE = float(reprojection_loops.MAX_SLOPE)
 
 
 class Surface(NamedTuple):

@@ -25,6 +25,9 @@ Pixels that no source saw are invented: out of view, the border is drawn out alo
 the first source's principal point, which on the ground is the direction of travel, so that lane
 lines go on; behind an obstacle, the farther neighbour in the row (or the column) is drawn out.
 
+The steps are here as tensor operations, for GPUs, and again in `reprojection_loops`, for CPUs, on
+which tensors take three times as long.
+
 The world is taken as static: a frame from another time shows moving cars where they were. Lens
 distortion and changes of light are unknown here.
 """
@@ -32,10 +35,12 @@ distortion and changes of light are unknown here.
 from functools import lru_cache
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from drive_envs import reprojection_loops
 from drive_envs.camera import Camera, pixel_centers
 from drive_envs.inpainting import draw_out_background, is_any
 from drive_envs.inverse_depth import (
@@ -47,23 +52,22 @@ from drive_envs.inverse_depth import (
     nearest_around,
     surface_from_inverse_depth,
 )
-from drive_envs.resampling import read, window
+from drive_envs.resampling import read_rounded, window
 
 Images = UInt8[Tensor, "batch source 3 height width"]
 Depths = Float[Tensor, "batch source rows columns"]
 Transforms = Float[Tensor, "batch source 4 4"]
-Color = Float[Tensor, "batch 3 height width"]
 Map = Float[Tensor, "batch height width"]
 SourceMap = Float[Tensor, "batch rows columns"]
 Mask = Bool[Tensor, "batch height width"]
 Flat = Float[Tensor, "batch pixel"]
 Rays = Float[Tensor, "batch 3 pixel"]
 
-NEAR = 0.1  # metres: nothing comes nearer to a camera
-MAX_DISAGREEMENT = 1.0  # source pixels between the two refinements of one target pixel
-ROUNDING = 1e-6  # 1/m: of an inverse depth in float32
-MIN_SCALE = 1e-5  # the smallest q_2 in front of a camera
-EDGE = 0.002  # 1/m: a step of inverse depth beyond the slope that is an edge
+NEAR = float(reprojection_loops.NEAR)
+MIN_SCALE = float(reprojection_loops.MIN_SCALE)
+EDGE = float(reprojection_loops.EDGE)
+MAX_DISAGREEMENT = float(reprojection_loops.MAX_DISAGREEMENT)
+ROUNDING = float(reprojection_loops.ROUNDING)
 PASS_PIXELS = 1 << 18  # a pass: of more, maps leave the cache; of less, each operation is too short
 
 
@@ -89,14 +93,16 @@ class Landing(NamedTuple):
     scale: Flat
 
 
-class View(NamedTuple):
-    """One source seen from the target; `hidden` where the source sees something nearer.
+class Found(NamedTuple):
+    """Where pixels of the target lie in a source; `hidden` where it sees something nearer.
 
-    Of all pixels, row by row, or of those alone that were asked for.
+    Of all pixels, row by row, or of those alone that were asked for. w is their inverse depth in
+    1/m there; u and v are in depth pixels, out of view drawn in to the border.
     """
 
-    color: Float[Tensor, "batch 3 pixel"]
     w: Flat
+    u: Flat
+    v: Flat
     seen: Bool[Tensor, "batch pixel"]
     hidden: Bool[Tensor, "batch pixel"]
 
@@ -173,26 +179,33 @@ def reproject_pass(
     is_sharp: bool,
 ) -> Reprojected:
     """Reproject as many images as fit the cache."""
-    how = camera, source_camera, is_sharp
-    color, w, seen, hidden = see(images[:, 0], depths[:, 0], target_from_source[:, 0], *how)
+    images, depths = images.contiguous(), depths.contiguous()
+    factor = source_camera.width / depths.shape[3]
+    size = window(source_camera, camera)
+
+    def look(source: int, place: Int64[Tensor, "batch some"] | None = None) -> tuple[Found, Tensor]:
+        found = find(depths, source, target_from_source, camera, source_camera, place)
+        places = found.u, found.v
+        return found, read_rounded(images, source, *places, factor, size, is_sharp=is_sharp)
+
+    (w, _, _, seen, hidden), color = look(0)
     shape = len(images), camera.height, camera.width
     for source in range(1, images.shape[1]):
         if not is_any(~seen):
             break
         # With their neighbours, whose being hidden tells where an outline runs.
         place = places(grow(~seen.view(shape)))
-        of_source = images[:, source], depths[:, source], target_from_source[:, source]
-        view = see(*of_source, *how, place)
-        new = view.seen & ~seen.gather(1, place)
+        found, of_source = look(source, place)
+        new = found.seen & ~seen.gather(1, place)
         image, which = new.nonzero(as_tuple=True)
         pixel = place[image, which]
-        color[image, :, pixel] = view.color[image, :, which]
-        w[image, pixel] = view.w[image, which]
+        color[image, :, pixel] = of_source[image, :, which]
+        w[image, pixel] = found.w[image, which]
         seen[image, pixel], hidden[image, pixel] = True, False
     color, seen, hidden = color.unflatten(2, shape[1:]), seen.view(shape), hidden.view(shape)
     if is_any(hidden):
         draw_out_background(color, w.view(shape), hidden)
-    return Reprojected(color.add_(0.5).to(torch.uint8), seen)
+    return Reprojected(color, seen)
 
 
 def places(mask: Mask) -> Int64[Tensor, "batch some"]:
@@ -206,51 +219,94 @@ def places(mask: Mask) -> Int64[Tensor, "batch some"]:
     return result
 
 
-def see(
-    image: UInt8[Tensor, "batch 3 height width"],
-    depth: SourceMap,
-    target_from_source: Float[Tensor, "batch 4 4"],
+def find(
+    depths: Depths,
+    source: int,
+    target_from_source: Transforms,
     camera: Camera,
     source_camera: Camera,
-    is_sharp: bool,
     place: Int64[Tensor, "batch some"] | None = None,
-) -> View:
-    """Take one source through the five steps of the module's page, drawn out beyond its view.
+) -> Found:
+    """Take one source through the first four steps of the module's page.
 
     place: the target's pixels that are asked for, row by row; None for all. Whether one is an
     outline is told by its neighbours: it is right for pixels whose neighbours are asked for, too.
     """
-    source = source_camera.scaled(depth.shape[2], depth.shape[1])
-    there, back = motions(target_from_source, camera, source)
-    w_source = inverse_depth(depth)
+    of_depth = source_camera.scaled(depths.shape[3], depths.shape[2])
+    moved = motions(target_from_source[:, source], camera, of_depth)
+    how = find_in_loops if depths.device.type == "cpu" else find_with_tensors
+    return how(depths, source, *moved, camera, of_depth, place)
+
+
+def find_in_loops(
+    depths: Depths,
+    source: int,
+    there: Motion,
+    back: Motion,
+    camera: Camera,
+    source_camera: Camera,
+    place: Int64[Tensor, "batch some"] | None,
+) -> Found:
+    """Do so on a CPU. depths: contiguous."""
+    pixels = all_pixels(camera) if place is None else place.numpy().astype(np.int32)
+    shape = len(depths), pixels.shape[1]
+    found = Found(
+        *(torch.empty(shape) for _ in range(3)),
+        *(torch.empty(shape, dtype=torch.bool) for _ in range(2)),
+    )
+    reprojection_loops.find(
+        depths.numpy(),
+        source,
+        *(part.numpy() for motion in (there, back) for part in motion),
+        (np.float32(source_camera.center_u), np.float32(source_camera.center_v)),
+        (camera.height, camera.width),
+        pixels,
+        *(part.numpy() for part in found),
+    )
+    return found
+
+
+@lru_cache(maxsize=8)
+def all_pixels(camera: Camera) -> np.ndarray:
+    """Return the numbers of all pixels, (1, H W) int32."""
+    return np.arange(camera.width * camera.height, dtype=np.int32)[None]
+
+
+def find_with_tensors(
+    depths: Depths,
+    source: int,
+    there: Motion,
+    back: Motion,
+    camera: Camera,
+    source_camera: Camera,
+    place: Int64[Tensor, "batch some"] | None,
+) -> Found:
+    """Do so on any device."""
+    w_source = inverse_depth(depths[:, source])
     has_unknown = bool(w_source.amin() < 0)
 
-    guess = fill(close(splat(w_source, there, source, camera)))
-    surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, source)
+    guess = fill(close(splat(w_source, there, source_camera, camera)))
+    surface = surface_from_inverse_depth(fill(w_source) if has_unknown else w_source, source_camera)
     shape, guess, rays = guess.shape, guess.flatten(1), rotate(back, camera)
     if place is not None:
         guess = guess.gather(1, place)
         rays = rays.gather(2, place[:, None].expand(-1, 3, -1))
-    w, _ = refine(land(guess.clamp_(min=0), rays, back), surface, rays, back, source)
+    w, _ = refine(land(guess.clamp_(min=0), rays, back), surface, rays, back, source_camera)
     first = land(w, rays, back)
-    w, held = refine(first, surface, rays, back, source)
+    w, held = refine(first, surface, rays, back, source_camera)
     second = land(w, rays, back)
 
     moved = torch.maximum((second.u - first.u).abs_(), (second.v - first.v).abs_())
     moved = torch.maximum(moved.mul_(1 / MAX_DISAGREEMENT), held.mul_(1 / ROUNDING))
-    agree, judged = moved <= 1, is_in_view(second, source)
+    agree, judged = moved <= 1, is_in_view(second, source_camera)
     if has_unknown:
-        judged &= w_source.flatten(1).gather(1, pixel_of(second, source)) >= 0
+        judged &= w_source.flatten(1).gather(1, pixel_of(second, source_camera)) >= 0
     seen, hidden = judged & agree, judged & ~agree
     if is_any(hidden):
         suspects = seen & near(hidden, shape, place)
-        outline = outlines(suspects, second, w_source, surface, source)
+        outline = outlines(suspects, second, w_source, surface, source_camera)
         seen, hidden = seen & ~outline, hidden | outline
-    u, v = draw_in(second, source)
-    factor = source_camera.width / source.width
-    size = window(source_camera, camera)
-    color = read(image, u.mul_(factor), v.mul_(factor), size, is_sharp=is_sharp)
-    return View(color, w, seen, hidden)
+    return Found(w, *draw_in(second, source_camera), seen, hidden)
 
 
 def motions(

@@ -10,17 +10,20 @@ An image that is no finer than its target has nothing to spare, and may be read 
 nearer than its surroundings, where bilinear reading has one.
 """
 
+import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 from torch.nn.functional import grid_sample
 
+from drive_envs import reprojection_loops
 from drive_envs.camera import Camera, pixel_centers
 
 Image = UInt8[Tensor, "batch 3 height width"]
 Seen = UInt8[Tensor, "batch 3 rows columns"]
 Color = Float[Tensor, "batch 3 rows columns"]
 
+LARGEST_WINDOW = 11  # whose sum of bytes two bytes hold
 PART_PIXELS = 1 << 17  # of images, at once on a CPU: their sums are read while the cache has them
 
 
@@ -33,8 +36,8 @@ def sliding_sum(image: Image, size: int) -> Color:
     """Add up every window of size x size pixels; the result is `size` - 1 smaller each way."""
     if size == 1:
         return image.to(torch.float32)
-    # Whole numbers of two bytes are half of what floats take to move; they hold windows up to 11.
-    total = image.to(torch.int16 if 255 * size**2 < 1 << 15 else torch.int32)
+    # Whole numbers of two bytes are half of what floats take to move.
+    total = image.to(torch.int16 if size <= LARGEST_WINDOW else torch.int32)
     for dim in (2, 3):
         length = total.shape[dim] - size + 1
         part = total.narrow(dim, 0, length)
@@ -62,6 +65,29 @@ def read(
     )
     color = torch.cat([read_part(a, b, c, size, is_sharp=is_sharp) for a, b, c in parts])
     return color.view(*color.shape[:2], *u.shape[1:])
+
+
+def read_rounded(
+    images: UInt8[Tensor, "batch source 3 height width"],
+    source: int,
+    u: Float[Tensor, "batch column"],
+    v: Float[Tensor, "batch column"],
+    factor: float = 1.0,
+    size: int = 1,
+    *,
+    is_sharp: bool = False,
+) -> UInt8[Tensor, "batch 3 column"]:
+    """Read images of one source as `read` does, at `factor` times (u, v), rounded."""
+    is_cubic = is_sharp and size == 1
+    if images.device.type == "cpu" and not is_cubic and size <= LARGEST_WINDOW:
+        color = torch.empty(len(images), *images.shape[2:3], u.shape[1], dtype=torch.uint8)
+        places = u.contiguous().numpy(), v.contiguous().numpy()
+        reprojection_loops.read(
+            images.contiguous().numpy(), source, *places, np.float32(factor), size, color.numpy()
+        )
+        return color
+    color = read(images[:, source], u * factor, v * factor, size, is_sharp=is_sharp)
+    return color.add_(0.5).to(torch.uint8)
 
 
 def read_part(
@@ -99,5 +125,6 @@ def seen_by(target: Camera, image: Image, source: Camera) -> Seen:
     u = (u - target.center_u) * ratio + source.center_u
     v = (v - target.center_v) * ratio + source.center_v
     shape = (len(image), target.height, target.width)
-    color = read(image, u.expand(shape), v.expand(shape), window(source, target))
-    return color.add_(0.5).to(torch.uint8)
+    places = u.expand(shape).flatten(1), v.expand(shape).flatten(1)
+    color = read_rounded(image[:, None], 0, *places, size=window(source, target))
+    return color.view(len(image), 3, *shape[1:])

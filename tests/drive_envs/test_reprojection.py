@@ -13,10 +13,12 @@ from drive_envs.reprojection import (
     MIN_SCALE,
     NEAR,
     check_shapes,
+    find,
+    find_with_tensors,
     grow,
+    motions,
     places,
     reproject,
-    see,
 )
 
 CAMERA = wide(128, 64)
@@ -196,23 +198,43 @@ def test_later_sources_fill_only_what_earlier_did_not_see():
 @pytest.mark.parametrize("unknown", [0.0, 0.1])
 def test_asked_for_some_pixels_a_source_says_of_them_what_it_says_of_all(unknown):
     frames = [random_frame(seed, 64, 128, unknown=unknown) for seed in range(2)]
-    image, depth = (torch.stack(parts) for parts in zip(*frames, strict=True))
+    depth = torch.stack([depth for _, depth in frames])
     depth[:, 20:50, 30:60] = 3.0  # an obstacle, so that some pixels are hidden and some an outline
     moved = torch.stack([target_from_source(p) for p in ((0.1, 1.0, 0.02), (0.0, -0.7, 0.0))])
-    source = image, depth, moved, CAMERA, CAMERA, False
-    whole = see(*source)
+    source = depth[:, None], 0, moved[:, None], CAMERA, CAMERA
+    whole = find(*source)
     assert whole.hidden.any()
     wanted = torch.zeros(2, 64, 128, dtype=torch.bool)
     wanted[0, 10:40, 20:70] = wanted[1, 5:8] = True
     place = places(grow(wanted))
     assert place.shape == (2, 32 * 52)
-    part = see(*source, place)
+    part = find(*source, place)
     of_wanted = wanted.flatten(1).gather(1, place)
-    for name in ("w", "seen", "hidden"):
-        at_place = getattr(whole, name).gather(1, place)
+    for name, values in whole._asdict().items():
+        at_place = values.gather(1, place)
         assert getattr(part, name)[of_wanted].equal(at_place[of_wanted]), name
-    color = whole.color.gather(2, place[:, None].expand(-1, 3, -1)).mT
-    torch.testing.assert_close(part.color.mT[of_wanted], color[of_wanted])
+
+
+@pytest.mark.parametrize("unknown", [0.0, 0.1])
+@pytest.mark.parametrize("size", [(1, 3), (3, 1), (2, 2), (7, 9), (64, 128)])
+def test_loops_find_what_tensors_find(unknown, size):
+    height, width = size
+    camera = Camera(width=width, height=height, focal=100.0, center_u=width / 2, center_v=9.0)
+    seen_from = Camera(width=100, height=70, focal=80.0, center_u=60.0, center_v=20.0)
+    generator = torch.Generator().manual_seed(0)
+    depth = 4 + torch.randn(2, 2, height, width, generator=generator).cumsum(-1).abs()
+    depth[0, 1, : height // 3] = torch.inf
+    depth[..., height // 2 :, width // 2 :] = 3.0
+    depth[torch.rand(depth.shape, generator=generator) < unknown] = torch.nan
+    poses = (0.1, 1.0, 0.02), (0.0, -0.7, 0.0)
+    moved = torch.stack([target_from_source(pose) for pose in poses])[:, None]
+    loops = find(depth, 1, moved.expand(-1, 2, -1, -1), seen_from, camera)
+    there = motions(moved[:, 0], seen_from, camera)
+    tensors = find_with_tensors(depth, 1, *there, seen_from, camera, None)
+    for name, values in tensors._asdict().items():
+        same = torch.isclose(getattr(loops, name).float(), values.float(), rtol=1e-3, atol=1e-3)
+        assert same.float().mean() > 0.99, f"{name}: rounding may tip a pixel on a threshold"
+    assert tensors.seen.any() or min(size) == 1
 
 
 def test_unknown_depth_is_ignored():

@@ -1,9 +1,10 @@
 import math
 
+import pytest
 import torch
 
 from drive_envs.camera import cameras, recording_cameras
-from drive_envs.resampling import read, seen_by, window
+from drive_envs.resampling import read, read_rounded, seen_by, window
 
 
 def test_a_pixel_that_covers_whole_ones_is_their_mean():
@@ -39,6 +40,18 @@ def test_reading_is_the_mean_of_a_window_around_the_place():
         )
         middle = read(image, torch.tensor([[4.5 + size / 2]]), torch.tensor([[4.0]]), size)
         assert torch.allclose(middle, (low + high) / 2, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 11, 12])
+@pytest.mark.parametrize("is_sharp", [False, True])
+def test_rounded_is_what_is_read_also_beyond_the_border(size, is_sharp):
+    generator = torch.Generator().manual_seed(3)
+    images = torch.randint(0, 256, (2, 3, 3, 15, 22), generator=generator, dtype=torch.uint8)
+    u, v = 40 * torch.rand((2, 2, 300), generator=generator) - 9
+    rounded = read_rounded(images, 1, u, v, 0.7, size, is_sharp=is_sharp)
+    exact = read(images[:, 1], 0.7 * u, 0.7 * v, size, is_sharp=is_sharp)
+    assert rounded.shape == exact.shape
+    assert (rounded - exact).abs().max() < 0.51
 
 
 def test_sharp_reading_is_cubic_and_stays_in_range():
