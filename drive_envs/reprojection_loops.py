@@ -17,6 +17,8 @@ from numba import njit
 
 CHUNK = 256  # pixels whose buffers stay in the first cache
 ZERO, HALF, ONE, TWO = map(np.float32, (0, 0.5, 1, 2))
+A, BRIGHTEST = np.float32(-0.75), np.float32(255)  # of bicubic reading
+RIM = 3  # pixels beyond the border that it may ask for
 INFINITE = np.float32(np.inf)
 NEITHER, IN_VIEW, AGREE = map(np.int32, (0, 1, 2))
 
@@ -538,6 +540,77 @@ def read(
 
 
 @compiled
+def widen(plane: Array, wide: Array) -> None:
+    """Write a plane with its border drawn out by RIM pixels on each side."""
+    height, width = plane.shape
+    for row in range(height + 2 * RIM):
+        line, out = plane[min(max(row - RIM, 0), height - 1)], wide[row]
+        for i in range(RIM):
+            out[i] = np.float32(line[0])
+            out[RIM + width + i] = np.float32(line[width - 1])
+        for i in range(width):
+            out[RIM + i] = np.float32(line[i])
+
+
+@compiled
+def weigh(places: Array, factor: Number, length: int, weights: Array, first: Array) -> None:
+    """Write the weights (4, N) of the pixels of a line around places, and the first one's number.
+
+    The kernel of Keys (1981) with a = -3/4, as PyTorch has it. Far beyond the border all are alike.
+    """
+    last = np.float32(length)
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for i in range(len(places)):
+        x = places[i] * factor - HALF
+        f = x - np.floor(x)
+        w0[i] = A * ((f - TWO) * f + ONE) * f
+        w1[i] = ((A + TWO) * f - (A + TWO + ONE)) * f * f + ONE
+    for i in range(len(places)):
+        x = places[i] * factor - HALF
+        f = ONE - (x - np.floor(x))
+        w2[i] = ((A + TWO) * f - (A + TWO + ONE)) * f * f + ONE
+        w3[i] = A * ((f - TWO) * f + ONE) * f
+    for i in range(len(places)):
+        first[i] = np.int32(clamp(np.floor(places[i] * factor - HALF), -TWO, last)) + RIM - 1
+
+
+@compiled
+def cubic(wide: Array, stride: int, index: Array, across: Array, down: Array, out: Array) -> None:
+    """Write pixels of a widened plane read bicubically, rounded, and held in range."""
+    for i in range(len(index)):
+        a0, a1, a2, a3 = across[0, i], across[1, i], across[2, i], across[3, i]
+        k, total = np.uint32(index[i]), ZERO
+        for row in range(4):
+            left = a0 * wide[k] + a1 * wide[k + np.uint32(1)]
+            right = a2 * wide[k + np.uint32(2)] + a3 * wide[k + np.uint32(3)]
+            total += down[row, i] * (left + right)
+            k += np.uint32(stride)
+        out[i] = np.uint8(clamp(total, ZERO, BRIGHTEST) + HALF)
+
+
+@compiled
+def read_sharp(image: Array, source: int, u: Array, v: Array, factor: Number, color: Array) -> None:
+    """Read as `read` does, bicubically."""
+    height, width = image.shape[3:]
+    stride = width + 2 * RIM
+    wide = np.empty((3, (height + 2 * RIM) * stride), np.float32)
+    index, row = np.empty(CHUNK, np.int32), np.empty(CHUNK, np.int32)
+    across, down = np.empty((4, CHUNK), np.float32), np.empty((4, CHUNK), np.float32)
+    for b in range(len(image)):
+        for channel in range(3):
+            widen(image[b, source, channel], wide[channel].reshape(height + 2 * RIM, stride))
+        for start in range(0, u.shape[1], CHUNK):
+            n = min(CHUNK, u.shape[1] - start)
+            weigh(u[b, start : start + n], factor, width, across, index)
+            weigh(v[b, start : start + n], factor, height, down, row)
+            for i in range(n):
+                index[i] += row[i] * stride
+            for channel in range(3):
+                out = color[b, channel, start : start + n]
+                cubic(wide[channel], stride, index[:n], across, down, out)
+
+
+@compiled
 def draw_out_rows(color: Array, w: Array, hidden: Array, left: Array) -> bool:
     """Give hidden pixels of (3, H, W) the colour of the farther donor beside them in the row.
 
@@ -614,7 +687,9 @@ def compile_all() -> None:
     depth, place = np.ones((1, 1, 2, 2), np.float32), np.arange(num_pixels, dtype=np.int32)[None]
     find(depth, 0, *motion, *motion, (ONE, ONE), (2, 2), place, *floats, *masks)
     color = np.zeros((1, 3, num_pixels), np.uint8)
-    read(np.zeros((1, 1, 3, 2, 2), np.uint8), 0, *floats[:2], ONE, 1, color)
+    image = np.zeros((1, 1, 3, 2, 2), np.uint8)
+    read(image, 0, *floats[:2], ONE, 1, color)
+    read_sharp(image, 0, *floats[:2], ONE, color)
     square = 1, 2, 2
     draw_out_background(
         color.reshape(1, 3, 2, 2), floats[0].reshape(square), masks[0].reshape(square)

@@ -79,12 +79,14 @@ def read_rounded(
 ) -> UInt8[Tensor, "batch 3 column"]:
     """Read images of one source as `read` does, at `factor` times (u, v), rounded."""
     is_cubic = is_sharp and size == 1
-    if images.device.type == "cpu" and not is_cubic and size <= LARGEST_WINDOW:
-        color = torch.empty(len(images), *images.shape[2:3], u.shape[1], dtype=torch.uint8)
-        places = u.contiguous().numpy(), v.contiguous().numpy()
-        reprojection_loops.read(
-            images.contiguous().numpy(), source, *places, np.float32(factor), size, color.numpy()
-        )
+    if images.device.type == "cpu" and size <= LARGEST_WINDOW:
+        color = torch.empty(len(images), 3, u.shape[1], dtype=torch.uint8)
+        places = u.contiguous().numpy(), v.contiguous().numpy(), np.float32(factor)
+        frames = images.contiguous().numpy()
+        if is_cubic:
+            reprojection_loops.read_sharp(frames, source, *places, color.numpy())
+        else:
+            reprojection_loops.read(frames, source, *places, size, color.numpy())
         return color
     color = read(images[:, source], u * factor, v * factor, size, is_sharp=is_sharp)
     return color.add_(0.5).to(torch.uint8)
