@@ -119,14 +119,9 @@ class RecordRun:
 
 def run(config: RecordRun, output: Path) -> dict[str, Any]:
     """Record what is not yet recorded, merge it, and report speed, size and what was dropped."""
-    config.parts.mkdir(parents=True, exist_ok=True)
     before = recorded_before(config)
     num_before = 0 if before is None else len(before)
-    if num_before > config.num_segments:
-        logger.warning(
-            "%s holds %d drives: all but the first %d are left out, as num_segments says",
-            *(config.path, num_before, config.num_segments),
-        )
+    config.parts.mkdir(parents=True, exist_ok=True)
     numbers = range(config.num_segments)
     missing = [n for n in numbers if n >= num_before and not part(config, n).exists()]
     there = config.num_segments - len(missing)
@@ -159,12 +154,28 @@ def run(config: RecordRun, output: Path) -> dict[str, Any]:
 
 
 def recorded_before(config: RecordRun) -> SegmentFile | None:
-    """Open the result if it holds drives of this run, perhaps not as many; None for any other."""
+    """Open the result if there is one, perhaps with fewer drives than asked for.
+
+    Raises ValueError where it holds more, or those of another run: no recording is thrown away.
+    """
+    if not config.path.exists():
+        return None
+    mend = "give another path=, or remove it"
     try:
         file = SegmentFile(config.path)
-    except SegmentError:
-        return None
-    return file if file.source == config.source else None
+    except SegmentError as error:
+        raise ValueError(f"{error}; to record anew, {mend}") from None
+    if file.source != config.source:
+        raise ValueError(
+            f"{config.path} holds recordings of another run ({file.source or 'of unknown source'}, "
+            f"where this one is {config.source}): {mend}"
+        )
+    if len(file) > config.num_segments:
+        raise ValueError(
+            f"{config.path} holds {len(file)} drives, more than num_segments="
+            f"{config.num_segments}: {mend}"
+        )
+    return file
 
 
 def part(config: RecordRun, number: int) -> Path:

@@ -203,11 +203,6 @@ def record_once(recording: RecordRun, folder: Path) -> None:
     ValueError where the path has others.
     """
     path = recording.path.with_suffix(".json")
-    if recording.path.exists() and found(path, recording) is None:
-        raise ValueError(
-            f"{recording.path} was recorded otherwise: give these recordings another path, "
-            "or remove it"
-        )
     if not recording.path.exists():
         path.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)

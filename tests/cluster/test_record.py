@@ -81,7 +81,7 @@ def test_finished_drives_are_kept_and_merged(tmp_path):
     assert [s.split for s in open_dataset(config.path)] == ["train", "train", "held_out"]
 
 
-def test_who_wants_more_keeps_what_is_there_and_who_wants_less_is_told(tmp_path, caplog):
+def test_who_wants_more_keeps_what_is_there_and_nothing_else_is_replaced(tmp_path):
     config = tiny(tmp_path)
     for number in range(config.num_segments):
         write_segments(part(config, number), [segment(number, config.split(number))])
@@ -95,12 +95,19 @@ def test_who_wants_more_keeps_what_is_there_and_who_wants_less_is_told(tmp_path,
     assert run(more, tmp_path)["frames_per_second"] is None  # none was driven again
     names = [s.name for s in open_dataset(config.path)]
     assert names == [f"drive-{number:05d}" for number in range(4)]
-    assert "left out" not in caplog.text
-    run(replace(config, num_segments=2), tmp_path)
-    assert len(open_dataset(config.path)) == 2
-    assert "drives.parquet holds 4 drives: all but the first 2 are left out" in caplog.text
-    assert recorded_before(replace(more, seed=1)) is None
     assert recorded_before(replace(more, path=tmp_path / "none.parquet")) is None
+    kept = config.path.read_bytes()
+    with pytest.raises(
+        ValueError, match=r"drives.parquet holds 4 drives, more than num_segments=2"
+    ):
+        run(replace(config, num_segments=2), tmp_path)
+    with pytest.raises(ValueError, match=r"holds recordings of another run .*give another path="):
+        run(replace(more, seed=1), tmp_path)
+    assert config.path.read_bytes() == kept
+    config.path.write_bytes(kept[:1000])
+    with pytest.raises(ValueError, match=r"drives.parquet.*give another path=, or remove it"):
+        run(more, tmp_path)
+    assert len(config.path.read_bytes()) == 1000
 
 
 def test_parts_belong_to_one_run():
