@@ -41,6 +41,13 @@ class BenchRun:
     service: ServiceBench = field(default_factory=ServiceBench)
     peers: PeersBench = field(default_factory=PeersBench)
 
+    def __post_init__(self) -> None:
+        if self.data is not None and self.topic != "reprojection":
+            raise ValueError(
+                f"data={self.data} is for the topic reprojection, not {self.topic}: "
+                "say `drive bench reprojection data=...`"
+            )
+
 
 def run(config: BenchRun, output: Path) -> dict[str, Any]:
     """Measure one topic after the other; return the figures by topic, and the machine."""

@@ -1,4 +1,4 @@
-"""`drive demo`: from the shipped sample to a trained, scored driver, in a few minutes.
+"""`drive demo`: from the shipped sample to a trained, scored driver, in ten minutes.
 
 Every stage is a command of its own, printed as it begins, and leaves what that command leaves, in
 `data/`, `training/`, `baseline/` and `score/` of the output directory.

@@ -32,7 +32,7 @@ JOBS = {
         module="cluster.demo",
         schema="DemoRun",
         runs=("demo",),
-        summary="from the shipped sample to a trained, scored driver in a few minutes",
+        summary="from the shipped sample to a trained, scored driver, in ten minutes",
     ),
     "record": Job(
         module="cluster.record",

@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 
+from cluster.bench import BenchRun
 from cluster.bench_rollout import RolloutBench, bench_rollout, phases
 from cluster.config import load
 
@@ -13,6 +14,11 @@ SMALL = ("num_rollouts=1", "num_repeats=2", "num_warmup=1", "num_functions=3")
 def small_bench(recordings, tiny):
     training = [f"training.{override}" for override in (f"data={recordings}", *tiny)]
     return lambda *overrides: load(RolloutBench, None, [*training, *SMALL, *overrides])
+
+
+def test_a_real_drive_is_for_the_warp_alone(tmp_path):
+    with pytest.raises(ValueError, match="say `drive bench reprojection data=...`"):
+        BenchRun(data=tmp_path)
 
 
 @pytest.mark.slow
