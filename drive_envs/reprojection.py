@@ -185,8 +185,8 @@ def reproject_pass(
 
     def look(source: int, place: Int64[Tensor, "batch some"] | None = None) -> tuple[Found, Tensor]:
         found = find(depths, source, target_from_source, camera, source_camera, place)
-        places = found.u, found.v
-        return found, read_rounded(images, source, *places, factor, size, is_sharp=is_sharp)
+        at = found.u, found.v
+        return found, read_rounded(images, source, *at, factor, size, is_sharp=is_sharp)
 
     (w, _, _, seen, hidden), color = look(0)
     shape = len(images), camera.height, camera.width

@@ -5,7 +5,8 @@ moving some hundred maps through the cache does. Here every step is done a row (
 `CHUNK` pixels (of the target) at a time. Loops are short, write one buffer and read few: more would
 need more checks for overlap than LLVM is willing to make, and it would not vectorise them.
 
-All numbers are float32, as on the GPU. Everything compiled is in this one file, since numba's cache
+All numbers are float32, as on the GPU, also those of pixels, of which a map has 16 million at most.
+Everything compiled is in this one file, since numba's cache
 on disk only notices when a function's own file has changed.
 """
 
@@ -25,14 +26,11 @@ NEITHER, IN_VIEW, AGREE = map(np.int32, (0, 1, 2))
 HOLE = np.float32(-1.0)  # an inverse depth that is not known
 NEAR = np.float32(0.1)  # metres: nothing comes nearer to a camera
 MIN_SCALE = np.float32(1e-5)  # the smallest q_2 in front of a camera
-MAX_SLOPE = np.float32(
-    0.25
-)  # 1/m per pixel: a steeper step of inverse depth is an edge, not a surface
+MAX_SLOPE = np.float32(0.25)  # 1/m per pixel: a steeper step is an edge, not a surface
 EDGE = np.float32(0.002)  # 1/m: a step of inverse depth beyond the slope that is an edge
 MAX_DISAGREEMENT = np.float32(1)  # source pixels between both refinements of a target pixel
 ROUNDING = np.float32(1e-6)  # 1/m: of an inverse depth in float32
 TIE = np.float32(1e-5)  # 1/m per pixel: of surfaces as far, prefer the one nearer in the image
-
 
 Array = np.ndarray
 Number = np.float32
