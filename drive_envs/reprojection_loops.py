@@ -6,8 +6,8 @@ moving some hundred maps through the cache does. Here every step is done a row (
 need more checks for overlap than LLVM is willing to make, and it would not vectorise them.
 
 All numbers are float32, as on the GPU, also those of pixels, of which a map has 16 million at most.
-Everything compiled is in this one file, since numba's cache
-on disk only notices when a function's own file has changed.
+Everything compiled is in this one file, since numba's cache on disk only notices when a function's
+own file has changed.
 """
 
 import inspect
