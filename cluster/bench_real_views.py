@@ -31,6 +31,7 @@ import torch
 from rich.table import Table
 from torch import Tensor, nn
 
+from cluster.child_processes import end_with_parent
 from cluster.progress import CONSOLE, track
 from drive_envs.camera import Camera
 from drive_envs.depth_completion import Completion, completed
@@ -203,12 +204,17 @@ def complete_depths(
     missing = [frame for frame in frames if not depth_file(place, frame).exists()]
     if missing:
         spawn = multiprocessing.get_context("spawn")
-        # Each with one thread: more of them only wait for each other.
-        with ProcessPoolExecutor(2, spawn, torch.set_num_threads, (1,)) as pool:
+        with ProcessPoolExecutor(2, spawn, start_process) as pool:
             done = pool.map(partial(complete_depth, folder, camera_height, place), missing)
             for _ in track(done, "depth maps", total=len(missing)):
                 pass
     return {frame: np.load(depth_file(place, frame)) for frame in frames}
+
+
+def start_process() -> None:
+    """Prepare a process of one thread: more of them only wait for each other."""
+    end_with_parent()
+    torch.set_num_threads(1)
 
 
 def depth_file(place: Path, frame: int) -> Path:

@@ -12,7 +12,6 @@ import logging
 import multiprocessing
 import os
 import shutil
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cluster.child_processes import end_with_parent
 from cluster.progress import Meter, progress
 from drive_envs.allocator import keep_freed_memory
 from drive_envs.camera import Camera, recording_cameras
@@ -229,7 +229,7 @@ _recorder: Any = None  # of this process, or the ValueError that says why there 
 def start_recorder(config: RecordRun, num_threads: int) -> None:
     """Prepare a process: MetaDrive, on its share of the cores."""
     global _recorder
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    end_with_parent()
     os.environ["LP_NUM_THREADS"] = str(num_threads)
     from drive_envs.recorder import Recorder
 
@@ -246,17 +246,6 @@ def start_recorder(config: RecordRun, num_threads: int) -> None:
     except ValueError as error:
         # Raised here it would break the pool, which then knows no more than that a process died.
         _recorder = error
-
-
-def end_with_parent() -> None:
-    """Wait for the end of the process that started this one, and end too.
-
-    A pool's processes would otherwise wait for work for ever after `kill -9` of their parent.
-    """
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def record_part(config: RecordRun, number: int) -> Counter[str]:

@@ -5,10 +5,8 @@ cluster, with its log and its signs of life in the policy's folder. What is done
 a training that died goes on from its checkpoint when the trial is tried again.
 """
 
-import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -17,6 +15,7 @@ from typing import Any
 
 import ray
 
+from cluster.child_processes import interrupt_with_parent
 from cluster.config import load, load_text
 from cluster.evaluate_policy import EvaluatePolicyRun
 from cluster.kept import TRAINING, kept
@@ -26,7 +25,6 @@ from cluster.train_policy import TrainPolicyRun
 
 CODE = Path(__file__).parent.parent
 OUTPUT = "output.txt"  # what its jobs say, in the policy's folder
-PR_SET_PDEATHSIG = 1
 USERS_MISTAKE = 2  # exit code of `drive`
 
 
@@ -95,8 +93,3 @@ def do(words: Sequence[str], output: Path, folder: Path, directory: Path) -> dic
         cause = f"ended with {done.returncode} ({last})"
         raise RuntimeError(f"{words[0]} {cause}; see {folder / OUTPUT}")
     return json.loads(done.stdout.splitlines()[-1])
-
-
-def interrupt_with_parent() -> None:
-    """Have the system interrupt this process when the one that started it ends, however."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGINT)

@@ -17,7 +17,7 @@ def small_bench(recordings, tiny):
 
 
 def test_a_real_drive_is_for_the_warp_alone(tmp_path):
-    with pytest.raises(ValueError, match="say `drive bench reprojection data=...`"):
+    with pytest.raises(ValueError, match=r"say `drive bench reprojection data=\.\.\.`"):
         BenchRun(data=tmp_path)
 
 
