@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -96,11 +97,17 @@ def cases(offsets):
                 yield speed, curvature, lateral, heading
 
 
-def run(synthetic, offsets, corner):
-    chosen = list(cases(offsets))
+@functools.cache
+def arcs(synthetic, chosen):
+    """Return the paths of cases; for every corner the same, so they are made once."""
     recorded = [synthetic.arc_path(speed, curvature) for speed, curvature, _, _ in chosen]
-    paths = gather_paths(recorded, [20] * len(chosen), NUM_STEPS)
+    return gather_paths(recorded, [20] * len(chosen), NUM_STEPS)
+
+
+def run(synthetic, offsets, corner):
+    chosen = tuple(cases(offsets))
     table = torch.tensor(chosen, dtype=torch.float64)
+    paths = arcs(synthetic, chosen)
     return drive(paths, table[:, 2], table[:, 3], cars(len(chosen), **corner))
 
 
@@ -147,9 +154,9 @@ def test_comes_back_from_far_off(synthetic, corner):
 
 @pytest.mark.parametrize("corner", CORNERS, ids=str)
 def test_a_plan_that_is_followed_leads_back(synthetic, corner):
-    chosen = [case for case in cases((-1.0, 1.0)) if case[0] in (5.0, 12.0, 22.0) and not case[3]]
-    recorded = [synthetic.arc_path(speed, curvature) for speed, curvature, _, _ in chosen]
-    paths = gather_paths(recorded, [20] * len(chosen), NUM_STEPS)
+    every = cases((-1.0, 1.0))
+    chosen = tuple(case for case in every if case[0] in (5.0, 12.0, 22.0) and not case[3])
+    paths = arcs(synthetic, chosen)
     table = torch.tensor(chosen, dtype=torch.float64)
     car = cars(len(chosen), **corner)
     error, _ = drive(paths, table[:, 2], table[:, 3], car, by_plan=True)
