@@ -21,7 +21,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
-from torch.nn.functional import avg_pool2d
 
 from drive_envs.camera import Camera
 from drive_envs.inverse_depth import fill, inverse_depth
@@ -128,13 +127,17 @@ class Search:
         landing = land(w.reshape(1, -1).expand(len(self.rays), -1), self.rays, self.back)
         color = read(self.others, landing.u, landing.v)
         apart = (color - self.image.flatten(1)).abs_().mean(dim=1).clamp_(max=LIMIT)
-        apart = apart.where(is_in_view(landing, self.camera), LIMIT).view(-1, 1, *w.shape)
-        for window in ((WINDOW, 1), (1, WINDOW)):
-            margin = window[0] // 2, window[1] // 2
-            apart = avg_pool2d(apart, window, 1, margin, count_include_pad=False)
-        costs = apart[:, 0]
+        apart = apart.where(is_in_view(landing, self.camera), LIMIT).view(-1, *w.shape)
+        costs = torch.stack([around(each) for each in apart])
         better_half = costs.sort(dim=0).values[: ceil(len(costs) / 2)]
         return better_half.mean(dim=0), torch.stack([landing.u, landing.v])
+
+
+def around(values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Average over the window around each pixel, of what is in the image."""
+    window = {"ksize": (WINDOW, WINDOW), "normalize": False, "borderType": cv2.BORDER_CONSTANT}
+    total = cv2.boxFilter(values.numpy(), -1, **window)
+    return torch.from_numpy(total / cv2.boxFilter(np.ones_like(total), -1, **window))
 
 
 def drawn_apart(inverse: Map) -> Map:
