@@ -155,11 +155,14 @@ def run(config: StressPolicyRun, output: Path) -> dict[str, Any]:
         for item, scored in drives(config, waiting, scenarios, sight, drivers, size):
             result = scored.result
             passed[item] = result.passed
-            row = {**item._asdict(), "passed": result.passed, "reasons": list(result.reasons)}
-            if result.figures is not None:
+            if result.figures is None:
+                why = "; ".join(result.reasons)
+                log.warning("%s: %s; counts as failed, until the same command drives it", item, why)
+            else:
+                row = {**item._asdict(), "passed": result.passed, "reasons": list(result.reasons)}
                 row["mean_abs_lateral"] = round(result.figures.mean_abs_lateral, 4)
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
             if scored.filmed is not None and scored.filmed.views:
                 view = pictures_of(scored.filmed)[0]
                 cv2.imwrite(str(shown / f"{item.point}.png"), view[..., ::-1])

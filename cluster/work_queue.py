@@ -53,24 +53,48 @@ def work(
         items: what is to be done, begun in this order.
         start: makes a process, a handle of a Ray actor.
         submit: gives an item to a process and returns the reference of its result.
-        num_processes: side by side, at most.
-        timeout: seconds that one item may take, the start of its process included.
+        num_processes: side by side, at most; those that the cluster has no room for come later.
+        timeout: seconds that one item may take.
     """
     waiting = deque((item, 1) for item in items)
+    starting: dict[Any, Any] = {}  # what answers once a process is up, and the process
     idle: list[Any] = []
     running: dict[Any, _Running[Item]] = {}
+    num_failed_starts, begin = 0, time.monotonic()
     try:
         while waiting or running:
-            while waiting and len(running) < num_processes:
+            while waiting and idle:
                 item, attempt = waiting.popleft()
-                process = idle.pop() if idle else start()
-                deadline = time.monotonic() + timeout
+                process, deadline = idle.pop(), time.monotonic() + timeout
                 running[submit(process, item)] = _Running(
                     item=item, attempt=attempt, process=process, deadline=deadline
                 )
-            ready, _ = ray.wait(list(running), num_returns=1, timeout=1.0)
+            while len(starting) < min(len(waiting), num_processes - len(running)):
+                process = start()
+                starting[process.__ray_ready__.remote()] = process
+                begin = time.monotonic()
+            ready, _ = ray.wait([*running, *starting], num_returns=1, timeout=1.0)
+            for reference in [each for each in ready if each in starting]:
+                process = starting.pop(reference)
+                try:
+                    ray.get(reference)
+                    idle.append(process)
+                    num_failed_starts = 0
+                except DIED as error:
+                    num_failed_starts += 1
+                    is_refused = isinstance(error, RayActorError) and error.actor_init_failed
+                    if is_refused or num_failed_starts > MAX_ATTEMPTS * num_processes:
+                        raise
+                    logger.warning("a process died as it started: %s", _first_line(error))
+            if not running and not idle and time.monotonic() > begin + timeout:
+                logger.warning(
+                    "no process is up after %g s: each waits for a free CPU of the Ray cluster, "
+                    "or for its start",
+                    timeout,
+                )
+                begin = time.monotonic()
             late = [r for r, job in running.items() if time.monotonic() > job.deadline]
-            for reference in dict.fromkeys([*ready, *late]):
+            for reference in dict.fromkeys([*(r for r in ready if r in running), *late]):
                 job = running.pop(reference)
                 if reference in ready:
                     try:
@@ -79,8 +103,6 @@ def work(
                         yield job.item, result
                         continue
                     except DIED as error:
-                        if isinstance(error, RayActorError) and error.actor_init_failed:
-                            raise
                         cause = f"its process died ({_first_line(error)})"
                 else:
                     cause = f"it was not done in {timeout:g} s"
@@ -91,7 +113,7 @@ def work(
                 else:
                     yield job.item, Lost(cause=cause)
     finally:
-        for process in [*idle, *(job.process for job in running.values())]:
+        for process in [*idle, *starting.values(), *(job.process for job in running.values())]:
             ray.kill(process)
 
 

@@ -7,6 +7,8 @@ import yaml
 from cluster import stress_policy
 from cluster.jobs import RUNS, resolve
 from cluster.stress_policy import StressPolicyRun, run
+from drive_actors.scorer import Scored
+from drive_actors.scoring import lost
 from drive_envs.conditions import CLEAR, Conditions
 from drive_envs.metadrive_assets import assets_missing
 
@@ -52,11 +54,18 @@ def test_everything_is_driven_once_and_a_stopped_run_goes_on(config, tmp_path, m
     (tmp_path / "drives.jsonl").write_text("".join(rows[:-1]) + rows[-1][:20])
     todo = []
 
+    def lose(_config, items, scenarios, *_):
+        yield from ((item, Scored(lost(scenarios[0], "its process died"), None)) for item in items)
+
+    original = stress_policy.drives
+    monkeypatch.setattr(stress_policy, "drives", lose)
+    run(config, tmp_path)
+    assert len((tmp_path / "drives.jsonl").read_text().splitlines()) == 4 * 2
+
     def drives(config, items, *rest):
         todo.extend(items)
         yield from original(config, items, *rest)
 
-    original = stress_policy.drives
     monkeypatch.setattr(stress_policy, "drives", drives)
     assert run(config, tmp_path) == figures
     assert [item.point for item in todo] == [json.loads(rows[-1])["point"]]

@@ -1,4 +1,5 @@
 import os
+import threading
 import time
 from typing import Any
 
@@ -37,22 +38,14 @@ def cluster():
         yield
 
 
-def square(numbers, folder, timeout=30.0, is_awaited=True):
-    """Square on two processes; with `is_awaited` the time does not run while they are started."""
-    actor = ray.remote(Worker).options(num_cpus=1)
-
-    def start():
-        process: Any = actor.remote(folder)
-        if is_awaited:
-            ray.get(process.__ray_ready__.remote())
-        return process
-
+def square(numbers, folder, timeout=30.0, num_processes=2):
+    actor: Any = ray.remote(Worker).options(num_cpus=1)
     return dict(
         work(
             numbers,
-            start,
+            lambda: actor.remote(folder),
             lambda process, number: process.square.remote(number),
-            num_processes=2,
+            num_processes=num_processes,
             timeout=timeout,
         )
     )
@@ -80,4 +73,23 @@ def test_an_error_of_the_work_itself_is_raised(tmp_path):
     with pytest.raises(ValueError, match="seven is not allowed"):
         square([7], tmp_path)
     with pytest.raises(RayActorError, match="no such folder"):
-        square([1], tmp_path / "missing", is_awaited=False)
+        square([1], tmp_path / "missing")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("cluster")
+def test_processes_that_there_is_no_room_for_keep_nothing_waiting(tmp_path, caplog):
+    begin = time.monotonic()
+    numbers = range(10, 20)
+    assert square(numbers, tmp_path, num_processes=5) == {n: n**2 for n in numbers}
+    assert time.monotonic() - begin < 30
+    assert "attempt" not in caplog.text
+    # Nor does one that is waited for until the others end.
+    other: Any = ray.remote(Worker).options(num_cpus=2).remote(tmp_path)
+    ray.get(other.__ray_ready__.remote())
+    timer = threading.Timer(6, lambda: ray.kill(other))
+    timer.start()
+    assert square([4], tmp_path, timeout=2.0) == {4: 16}
+    timer.join()
+    assert "no process is up after 2 s: each waits for a free CPU" in caplog.text
+    assert "attempt" not in caplog.text
