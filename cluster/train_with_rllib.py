@@ -86,7 +86,7 @@ def train_with_rllib(config: TrainPolicyRun, output: Path) -> dict[str, Any]:
             actors=config.actors,
             num_scenes=config.num_scenes,
             seed=config.seed,
-            num_gpus=1 if config.device != "cpu" and torch.cuda.is_available() else 0,
+            num_gpus=1.0 if config.device != "cpu" and torch.cuda.is_available() else 0.0,
             seconds=SECONDS,
         )
         try:

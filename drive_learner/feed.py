@@ -49,7 +49,7 @@ class RolloutFeed:
         self._latest: Rollout | None = None
         self._policy, self._seed, self._pinned = policy, seed, pinned
         counts = counts_from(state["counts"]) if state else Counts()
-        # What was in flight or waited when the checkpoint was written died with its process.
+        # What was in flight, waited or due when the checkpoint was written died with its process.
         counts.settle("restart")
         generator = np.random.default_rng([seed, counts.started])
         self._queue = RolloutQueue(config, generator, counts)

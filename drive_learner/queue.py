@@ -9,8 +9,8 @@ actors are the slower side, and no rollout is started while the queue is full, w
 fresh when the learner is.
 
 Every rollout is accounted for: started = learnt + discarded by cause + in flight + waiting, where a
-rollout counts as learnt once a gradient step has used any of it. Uses that a rollout was not given
-(it grew stale, the run ended) are counted as well.
+rollout counts as learnt once a minibatch was given any of it, and waits before that. So is every
+use that was promised: given, forgone by cause (it grew stale, the run ended) or due.
 
 A version is the learner's gradient step. The module does not know about processes.
 """
@@ -53,7 +53,11 @@ class QueueConfig:
 
 @dataclass(kw_only=True)
 class Counts:
-    """The fate of every rollout that was started, and of every use that was promised."""
+    """The fate of every rollout that was started, and of every use that was promised.
+
+    waiting: rollouts that are held and not used yet. draws: uses given. draws_due: uses that the
+    rollouts held are still promised.
+    """
 
     started: int = 0
     learnt: int = 0
@@ -61,6 +65,7 @@ class Counts:
     waiting: int = 0
     discarded: Counter[str] = field(default_factory=Counter)
     draws: int = 0
+    draws_due: int = 0
     draws_forgone: Counter[str] = field(default_factory=Counter)
 
     def check(self) -> None:
@@ -69,10 +74,12 @@ class Counts:
         assert self.started == known, self
 
     def settle(self, cause: str) -> None:
-        """Discard for one cause what is in flight or waits: it will never come back."""
+        """Give up for one cause what is in flight, waits or is due: it will never come back."""
         if lost := self.in_flight + self.waiting:
             self.discarded[cause] += lost
-        self.in_flight = self.waiting = 0
+        if self.draws_due:
+            self.draws_forgone[cause] += self.draws_due
+        self.in_flight = self.waiting = self.draws_due = 0
 
 
 class Held:
@@ -144,6 +151,7 @@ class RolloutQueue:
             self.counts.discarded["empty"] += 1
             return
         self.counts.waiting += 1
+        self.counts.draws_due += held.left
         self._held.append(held)
 
     def draw(self, version: int) -> list[Fragment] | None:
@@ -158,20 +166,23 @@ class RolloutQueue:
 
     def _deal(self, turn: int) -> Fragment:
         held = self._held[turn % min(self.config.window, len(self._held))]
+        if not held.was_used:
+            self.counts.waiting -= 1
+            self.counts.learnt += 1
         fragment = held.deal(self.generator)
         self.counts.draws += 1
+        self.counts.draws_due -= 1
         if not held.left:
             self._retire(held, "")
         return fragment
 
     def _retire(self, held: Held, cause: str) -> None:
         self._held.remove(held)
-        self.counts.waiting -= 1
-        if held.was_used:
-            self.counts.learnt += 1
-        else:
+        if not held.was_used:
+            self.counts.waiting -= 1
             self.counts.discarded[cause] += 1
         if held.left:
+            self.counts.draws_due -= held.left
             self.counts.draws_forgone[cause] += held.left
 
     def close(self, cause: str) -> None:

@@ -1,13 +1,14 @@
 """RLlib in place of the project's own loop: the same environment, network and losses.
 
 `algorithm` builds one of RLlib's with them. The weights that it has learnt fit our `Policy` as they
-are. RLlib is told of its actors, minibatches and losses by settings that mean the same here; what
-it has no settings for (the averaged weights, the learning rate's schedule, habits, reuse and the
-accounts of every rollout) it does without.
+are. RLlib is told of its actors, minibatches and losses by settings that mean the same here, and
+is given our optimiser; what it has no settings for (the averaged weights, the learning rate's
+schedule, habits, reuse and the accounts of every rollout) it does without.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from math import isnan
 from typing import Any
 
 from gymnasium.vector import VectorEnv
@@ -83,7 +84,7 @@ def algorithm(
             num_gpus_per_learner=num_gpus,
             num_aggregator_actors_per_learner=config.num_aggregators,
             learner_class=LEARNERS[config.algorithm],
-            learner_config_dict={"loss": loss},
+            learner_config_dict={"loss": loss, "optimizer": optimizer},
         )
         .rl_module(
             rl_module_spec=RLModuleSpec(
@@ -122,7 +123,8 @@ def training(config: RllibLearning, loss: LossConfig, optimizer: OptimizerConfig
     common = {
         "gamma": loss.discount,
         "lr": optimizer.learning_rate,
-        "grad_clip": optimizer.max_gradient_norm,
+        # of a loss that is divided by the policy gradient's weight, see `rllib_losses`
+        "grad_clip": optimizer.max_gradient_norm / loss.policy_gradient,
         "grad_clip_by": "global_norm",
         # RLlib's IMPALA counts (V - v)^2 half as we do, PPO whole
         "vf_loss_coeff": loss.value / loss.policy_gradient,
@@ -186,13 +188,29 @@ def metrics(result: Mapping[str, Any]) -> dict[str, float]:
         "rollout/return": driving.get("episode_return_mean"),
         "rollout/length": driving.get("episode_len_mean"),
         "actor/steps": driving.get("num_env_steps_sampled_lifetime"),
-        "learner/steps_dropped": dropped(result),
     }
     return {name: float(value) for name, value in named.items() if value is not None}
 
 
-def dropped(result: Mapping[str, Any]) -> float:
-    """Return the environment steps that RLlib has thrown away so far, for want of a learner."""
-    by_group = result.get("learner_group", {}).get("learner_group_ts_dropped_lifetime", 0.0)
-    by_aggregators = result.get("aggregator_actors", {}).get("num_env_steps_dropped_lifetime", 0.0)
-    return float(by_group) + float(by_aggregators)
+class Dropped:
+    """The environment steps that RLlib has thrown away since it was built, for want of a learner.
+
+    The learners' group counts by itself; what `train()` says of it is the mean over an iteration.
+    Before the aggregators, each iteration counts from 0, "lifetime" or not, and is NaN where they
+    were sent nothing (RLlib 2.60).
+    """
+
+    def __init__(self) -> None:
+        self._before_aggregators = 0.0
+
+    def add(self, result: Mapping[str, Any], by_group: float) -> float:
+        """Count what one `train()` says, and what the group has counted; return all so far."""
+        told = result.get("aggregator_actors", {}).get("num_env_steps_dropped_lifetime", 0.0)
+        self._before_aggregators += 0.0 if isnan(told) else float(told)
+        return by_group + self._before_aggregators
+
+
+def dropped_by_group(algo: Algorithm) -> float:
+    """Return the environment steps that the learners had no room for so far."""
+    assert algo.learner_group is not None
+    return float(algo.learner_group.get_stats()["learner_group_ts_dropped_lifetime"])

@@ -17,7 +17,7 @@ from torch.utils.tensorboard import SummaryWriter
 from drive_actors.policy import PolicyConfig
 from drive_envs.checkpoint import Checkpoint, write_checkpoint
 from drive_learner.loop import LoopConfig, Metrics
-from drive_learner.rllib_backend import metrics, weights
+from drive_learner.rllib_backend import Dropped, dropped_by_group, metrics, weights
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,12 @@ def learn_with_rllib(
     resume(algo, output / "rllib")
     writer = SummaryWriter(str(output / "tensorboard"))
     step, saved, progressed, news = 0, 0, time.monotonic(), Metrics()
+    dropped = Dropped()
     try:
         while step < num_steps:
-            news = news | metrics(algo.train())
+            result = algo.train()
+            news = news | metrics(result)
+            news["learner/steps_dropped"] = dropped.add(result, dropped_by_group(algo))
             now = int(news.get("learner/gradient_steps", 0))
             if now > step:
                 step, progressed = now, time.monotonic()

@@ -1,4 +1,4 @@
-"""RLlib's learners with what they lack: the losses of imitation, and a V-trace that bootstraps.
+"""RLlib's learners with what they lack: imitation, a V-trace that bootstraps, our optimiser.
 
 Two things are put right before RLlib computes its loss.
 
@@ -11,7 +11,10 @@ in place of 10 (RLlib 2.60). With r = V in such rows the difference is 0.
 
 Added to its loss is the imitation of the teacher, as `drive_learner.losses` has it: the plan's MHP
 Laplace NLL, the action's NLL. RLlib's loss counts the policy gradient once, so all is divided by
-that one's weight.
+that one's weight. So are the gradients, and with them AdamW's epsilon and the bound of their norm.
+
+Several learners share their gradients (DDP) and wait until each has one of every parameter. What a
+minibatch says nothing of therefore has a gradient of 0, never none.
 """
 
 from typing import Any
@@ -28,16 +31,30 @@ from torch import Tensor
 from drive_actors.action import log_probs, normalized_from_command
 from drive_actors.policy import Policy
 from drive_envs.plan import negative_log_likelihood
+from drive_learner.learner import OptimizerConfig
 from drive_learner.losses import LossConfig, masked_mean
 from drive_learner.rllib_module import DrivingModule
 
 Batch = dict[str, Any]
 
-STEPS, GRADIENTS = "num_steps_learnt", "num_gradient_steps"  # in all, of a learner's metrics
+STEPS, GRADIENTS = "num_steps_learnt", "num_gradient_steps"  # in all, of the learners' metrics
+EPSILON = 1e-8  # AdamW's, of gradients that nothing has divided
 
 
 class DrivingLearner(TorchLearner):
-    """What the three have in common; the losses are in `config.learner_config_dict`."""
+    """What the three have in common; `config.learner_config_dict` has `loss` and `optimizer`."""
+
+    def configure_optimizers_for_module(self, module_id: str, config: Any = None) -> None:
+        module = self.module[module_id].unwrapped()
+        assert isinstance(module, DrivingModule)
+        settings = self.config.learner_config_dict
+        optimizer = adamw(module.policy, settings["optimizer"], settings["loss"])
+        self.register_optimizer(
+            module_id=module_id,
+            optimizer=optimizer,
+            params=list(module.policy.parameters()),
+            lr_or_lr_schedule=config.lr,
+        )
 
     def compute_loss_for_module(
         self, *, module_id: str, config: Any, batch: Batch, fwd_out: Batch
@@ -46,9 +63,12 @@ class DrivingLearner(TorchLearner):
         assert isinstance(module, DrivingModule)
         mask = batch[Columns.LOSS_MASK] & (batch[Columns.OBS]["acting"][..., 0] > 0)
         self.metrics.log_value((module_id, STEPS), int(mask.sum()), reduce="lifetime_sum")
-        self.metrics.log_value((module_id, GRADIENTS), 1, reduce="lifetime_sum")
+        # All learners take each step together, and their metrics are added.
+        is_first = self._learner_index == 0
+        self.metrics.log_value((module_id, GRADIENTS), int(is_first), reduce="lifetime_sum")
+        nothing = 0.0 * torch.stack([value.sum() for value in module.policy.parameters()]).sum()
         if not mask.any():  # RLlib would divide by 0
-            return 0.0 * fwd_out[Columns.ACTION_DIST_INPUTS].sum()
+            return nothing
         with torch.no_grad():
             value = module.compute_values(batch, embeddings=fwd_out[Columns.EMBEDDINGS])
         mended = {
@@ -69,11 +89,11 @@ class DrivingLearner(TorchLearner):
         )
         loss: LossConfig = self.config.learner_config_dict["loss"]
         if not (loss.plan or loss.action):
-            return total
+            return total + nothing
         parts = imitation(module.policy, batch, fwd_out[Columns.EMBEDDINGS], mask, loss)
         self.metrics.log_dict(parts, key=module_id, window=1)
         imitated = loss.plan * parts["plan_loss"] + loss.action * parts["action_loss"]
-        return total + imitated / loss.policy_gradient
+        return total + imitated / loss.policy_gradient + nothing
 
 
 class DrivingImpalaLearner(DrivingLearner, IMPALATorchLearner):
@@ -89,6 +109,22 @@ class DrivingPpoLearner(DrivingLearner, PPOTorchLearner):
 
 
 LEARNERS = {"impala": DrivingImpalaLearner, "appo": DrivingAppoLearner, "ppo": DrivingPpoLearner}
+
+
+def adamw(policy: Policy, config: OptimizerConfig, loss: LossConfig) -> torch.optim.AdamW:
+    """Return the optimiser of `drive_learner.learner`, for gradients of RLlib's loss."""
+    parameters = list(policy.parameters())
+    matrices = [value for value in parameters if value.ndim >= 2]
+    others = [value for value in parameters if value.ndim < 2]
+    return torch.optim.AdamW(
+        [
+            {"params": matrices, "weight_decay": config.weight_decay},
+            {"params": others, "weight_decay": 0.0},
+        ],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=EPSILON / loss.policy_gradient,
+    )
 
 
 def imitation(

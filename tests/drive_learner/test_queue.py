@@ -1,9 +1,11 @@
+import json
 from collections import Counter
 
 import numpy as np
 import pytest
 
 from drive_learner.batch import source_of
+from drive_learner.feed import counts_from, counts_to_json
 from drive_learner.queue import QueueConfig, RolloutQueue
 
 CONFIG = QueueConfig(
@@ -110,9 +112,11 @@ def test_stale_rollouts_are_discarded_and_counted(random_rollout):
     assert queue.draw(10) is not None  # version 0 is just not stale, and is used
     assert queue.draw(11) is not None
     assert queue.counts.draws_forgone["stale"] > 0
-    assert queue.counts.learnt == 1
+    assert queue.counts.learnt == 4
+    put(queue, random_rollout(version=11))
     assert queue.draw(22) is None
-    assert queue.counts.discarded["stale"] + queue.counts.learnt == 4
+    assert queue.counts.discarded == {"stale": 1}  # the others were learnt from before
+    assert queue.counts.learnt == 4
     queue.counts.check()
 
 
@@ -130,6 +134,23 @@ def test_accounts_add_up_at_the_end(random_rollout):
     counts.check()
     assert (counts.started, counts.learnt, counts.in_flight, counts.waiting) == (6, 3, 0, 0)
     assert counts.discarded == {"empty": 1, "actor_lost": 1, "end_of_run": 1}
+
+
+def test_what_was_learnt_from_is_not_lost_with_the_learner(random_rollout):
+    queue = make_queue()
+    for seed in range(4):
+        put(queue, random_rollout(seed=seed, actor=seed))
+    queue.start()
+    picked = queue.draw(0)
+    assert picked is not None
+    assert len({f.source.rollout.actor for f in picked}) == 3
+    counts = counts_from(json.loads(json.dumps(counts_to_json(queue.counts))))
+    counts.settle("restart")
+    counts.check()
+    assert (counts.started, counts.learnt, counts.in_flight, counts.waiting) == (5, 3, 0, 0)
+    assert counts.discarded == {"restart": 2}  # one was not used yet, one not driven to its end
+    promised = 4 * 8 * CONFIG.reuse
+    assert counts.draws_forgone == {"restart": promised - len(picked)}
 
 
 @pytest.mark.parametrize("change", [{"reuse": 0}, {"window": 5}, {"capacity": 0}])
