@@ -30,6 +30,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from cluster.evaluate_policy import EvaluatePolicyRun, find_drivers
 from cluster.local_server import LocalServer
 from cluster.progress import CONSOLE
+from cluster.serve_world_model import told_to_end
 from cluster.train_policy import RayConfig
 from drive_actors.drivers import Decision, Driver, PolicyDriver, StraightDriver, TeacherDriver
 from drive_actors.policy_file import load_policy
@@ -93,10 +94,11 @@ class PlayRun:
 def run(config: PlayRun, output: Path) -> dict[str, Any]:
     """Serve the page until told to end; return what was driven. `output` gets nothing."""
     keep_freed_memory()
-    with opened_world(config) as env:
+    # Within, as Ray sets a handler of its own.
+    with opened_world(config) as env, told_to_end() as ended:
         drive = Drive(env, make_driver(config), config)
         server = Server(drive, config)
-        asyncio.run(server.serve())
+        asyncio.run(server.serve(ended))
         return {"world": config.world, "driver": config.driver, **drive.figures}
 
 
@@ -231,14 +233,17 @@ class Server:
         self.is_taken = asyncio.Lock()
         self.app = Starlette(routes=[Route("/", self.page), WebSocketRoute("/drive", self.connect)])
 
-    async def serve(self) -> None:
-        """Serve until told to end."""
+    async def serve(self, ended: threading.Event | None = None) -> None:
+        """Serve until told to end, also by `ended`: a signal may come before the server is up."""
         self.server = LocalServer(self.app, self.config.port)
         serving = asyncio.create_task(self.server.serve())
         CONSOLE.print(f"open {self.server.address} ; Ctrl-C ends it", highlight=False)
-        if self.config.seconds is not None:
-            await asyncio.sleep(self.config.seconds)
-            self.end()
+        seconds, begun = self.config.seconds, time.monotonic()
+        while not serving.done() and not (ended and ended.is_set()):
+            if seconds is not None and time.monotonic() - begun >= seconds:
+                break
+            await asyncio.wait({serving}, timeout=0.1)
+        self.end()
         await serving
 
     def end(self) -> None:

@@ -3,7 +3,8 @@
 The service belongs to the cluster that RAY_ADDRESS names, or to one that this job starts on its own
 machine and tells how to reach. A policy drives in it with `service_name=NAME`. It ends with the job
 (Ctrl-C), after the answers under way. A new checkpoint of the same model can be taken over without
-a break: `drive serve-world-model name=NAME service.model=PATH` while it is up.
+a break: `drive serve-world-model name=NAME service.model=PATH` while it is up. What is left at its
+default then stays as it is: the number of replicas can be changed too, the other settings cannot.
 
 Where Serve itself is told what to run, by KubeRay or `serve deploy`, `application` is what its
 configuration names (`cluster/specs/rayservice.yaml`).
@@ -17,7 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import MISSING, dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from drive_learner.local_cluster import ALONE, local_cluster
 from world_model.service_config import ServiceConfig
 
 log = logging.getLogger(__name__)
+
+CHANGEABLE = ("model", "num_replicas")  # of a service, while it is up
+PATIENCE = 10.0  # s for a service to say what it has done
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,20 +65,18 @@ class ServeWorldModelRun:
 
 def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
     """Serve until told to end; return what was done. `output` gets nothing."""
-    from world_model.service import is_running, serving, start
+    from world_model.service import is_running, serving
 
     with (
-        told_to_end() as ended,
         local_cluster(
             num_cpus=config.ray.num_cpus,
             object_store_mb=config.ray.object_store_mb,
             dashboard=config.ray.dashboard,
         ),
+        told_to_end() as ended,  # within, as Ray sets a handler of its own
     ):
         if is_running(config.name):
-            start(config.service, config.name)
-            log.info("%s goes on with %s", config.name, config.service.folder)
-            return {"name": config.name, "model": str(config.service.folder), "replaced": True}
+            return take_over(config)
         with serving(config.service, config.name):
             address = ray.get_runtime_context().gcs_address
             told = f"{ALONE}=0 " if os.environ.get(ALONE) == "0" else ""
@@ -87,6 +89,39 @@ def run(config: ServeWorldModelRun, output: Path) -> dict[str, Any]:
             with http_front(config):
                 figures = wait(config, ended)
     return {"name": config.name, **figures}
+
+
+def take_over(config: ServeWorldModelRun) -> dict[str, Any]:
+    """Change the service of this name, which is up, to what the run says of it."""
+    from world_model.service import settings, start
+
+    before = settings(config.name)
+    after = gone_on_with(before, config.service, config.name)
+    start(after, config.name)
+    log.info("%s goes on with %s, %d replicas", config.name, after.model, after.num_replicas)
+    is_replaced = after.model != before.model
+    return {"name": config.name, "model": str(after.model), "replaced": is_replaced}
+
+
+def gone_on_with(running: ServiceConfig, asked: ServiceConfig, name: str) -> ServiceConfig:
+    """Return how a service that is up goes on: as it is, but for what is asked of it.
+
+    ValueError where that is what cannot change while it is up.
+    """
+    if asked.model is not None:
+        asked = replace(asked, model=asked.folder)
+    default = ServiceConfig()
+    said = {
+        key: getattr(asked, key)
+        for key in (one.name for one in fields(asked))
+        if getattr(asked, key) not in (getattr(default, key), getattr(running, key))
+    }
+    if fixed := [f"service.{key}" for key in said if key not in CHANGEABLE]:
+        raise ValueError(
+            f"{name} is up with other settings ({', '.join(fixed)}), which cannot change while it "
+            "is: leave them out, or end it and start it anew"
+        )
+    return replace(running, **said)
 
 
 def application(args: dict[str, Any]) -> Any:
@@ -145,15 +180,30 @@ def http_front(config: ServeWorldModelRun) -> Iterator[None]:
 
 
 def wait(config: ServeWorldModelRun, ended: threading.Event) -> dict[str, Any]:
-    """Report until told to end; return what was done."""
-    from world_model.service import totals
-
+    """Report until told to end; return what was done, as far as it is known."""
     begun = told = time.monotonic()
+    figures = found_done(config.name)
     while not ended.wait(min(config.report_every, 0.5)):
         now = time.monotonic()
         if config.seconds is not None and now - begun >= config.seconds:
             break
         if now - told >= config.report_every:
-            told, figures = now, totals(config.name)
-            log.info("%(sessions)d sessions, %(scenes)d scenes, %(frames)d frames", figures)
-    return totals(config.name)
+            told = now
+            if found := found_done(config.name):
+                figures = found
+                log.info("%(sessions)d sessions, %(scenes)d scenes, %(frames)d frames", figures)
+    return found_done(config.name) or figures
+
+
+def found_done(name: str) -> dict[str, Any]:
+    """Ask a service what it has done; nothing where it does not answer."""
+    from ray.exceptions import RayError
+    from ray.serve.exceptions import RayServeException
+
+    from world_model.service import totals
+
+    try:
+        return totals(name, PATIENCE)
+    except (RayError, RayServeException, TimeoutError) as error:
+        log.warning("%s does not say what it has done: %s", name, error)
+        return {}

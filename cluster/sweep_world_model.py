@@ -5,6 +5,8 @@ data, a power law is fitted to what is above the autoencoder's floor,
 
     LPIPS - floor = a x^-b
 
+so such a sweep has one of the LPIPS as its metric.
+
 What a model is worth as a simulator is what a policy learns in it: where `policy` is given, one is
 trained inside each variant, and scored on the road.
 
@@ -38,8 +40,9 @@ from world_model.latents import LatentFile
 
 log = logging.getLogger(__name__)
 
+FLOOR = "autoencoder_lpips"
 COLUMNS = (
-    "autoencoder_lpips",
+    FLOOR,
     "next_frame_lpips",
     "sequential_lpips_10",
     "sequential_lpips_25",
@@ -129,11 +132,17 @@ def policy_in(config: SweepWorldModelRun, variant: Path) -> TrainPolicyRun:
 
 
 def check_metric(config: SweepWorldModelRun) -> None:
-    """Raise ValueError where the reports would have no such figure."""
+    """Raise ValueError where the reports would have no such figure, or no law is fitted to it."""
     names = headline_names(config.report.evaluation)
     if config.metric not in names:
         raise ValueError(f"metric is {config.metric!r}, not one of {', '.join(names)}")
-    if "lpips" in config.metric and not load_perceptual(config.report.lpips_weights):
+    is_lpips = "lpips" in config.metric
+    if config.against != "none" and (not is_lpips or config.metric == FLOOR):
+        raise ValueError(
+            f"metric is {config.metric!r} and against {config.against!r}: a power law is fitted to "
+            f"LPIPS above {FLOOR}, so say metric=sequential_lpips_N, or against=none"
+        )
+    if is_lpips and not load_perceptual(config.report.lpips_weights):
         raise ValueError(
             f"{config.metric} takes LPIPS' weights: name a folder of them, "
             "report.lpips_weights=FOLDER, or another metric"
@@ -173,15 +182,22 @@ def fitted(
     """Fit the power law; empty without one, or where it cannot be had."""
     if config.against == "none":
         return {}
-    rows = [
-        (found[OVER[config.against]], found[config.metric] - found["autoencoder_lpips"])
-        for found in figures.values()
-        if found.get(config.metric) is not None and found.get("autoencoder_lpips") is not None
-    ]
+    rows = points(config, figures).values()
     if len({x for x, _ in rows}) < 2 or min(y for _, y in rows) <= 0:
         log.warning("no power law: it takes LPIPS above the floor of two variants or more")
         return {}
     return power_law(*zip(*rows, strict=True))
+
+
+def points(
+    config: SweepWorldModelRun, figures: Mapping[str, Mapping[str, Any]]
+) -> dict[str, tuple[float, float]]:
+    """Return, of each variant with both figures, where it is and its LPIPS above the floor."""
+    return {
+        name: (found[OVER[config.against]], found[config.metric] - found[FLOOR])
+        for name, found in figures.items()
+        if found.get(config.metric) is not None and found.get(FLOOR) is not None
+    }
 
 
 def power_law(x: Sequence[float], y: Sequence[float]) -> dict[str, float]:
@@ -246,14 +262,14 @@ def draw_law(
     figures: Mapping[str, Mapping[str, Any]],
     law: Mapping[str, float],
 ) -> bytes:
-    """Draw the variants and the line through them, both axes logarithmic."""
-    x = np.array([found[OVER[config.against]] for found in figures.values()], float)
-    y = np.array([found[config.metric] - found["autoencoder_lpips"] for found in figures.values()])
+    """Draw the variants that it is fitted to and the line, both axes logarithmic."""
+    rows = points(config, figures)
+    x, y = np.array(list(rows.values()), float).T
     figure = Figure(figsize=(5, 3.6), layout="constrained")
     axis = figure.subplots()
     axis.loglog(x, y, "o")
-    for name, px, py in zip(figures, x, y, strict=True):
-        axis.annotate(name, (px, py), fontsize=8)
+    for name, place in rows.items():
+        axis.annotate(name, place, fontsize=8)
     line = np.geomspace(x.min(), x.max(), 50)
     axis.loglog(line, law["a"] * line ** -law["b"], "-", linewidth=1)
     axis.set_xlabel(OVER[config.against].replace("_", " "))

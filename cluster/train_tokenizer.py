@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.tensorboard import SummaryWriter
 
 from cluster.config import dump
+from cluster.kept import refuse_other
 from cluster.progress import progress, track
 from cluster.tensorboard_pages import TOKENIZER, Pages
 from drive_envs.allocator import keep_freed_memory
@@ -54,6 +55,17 @@ SETTINGS = (
     "loss.kl",
     "optimizer.learning_rate",
 )  # that TensorBoard compares runs by
+
+LEARNT = (
+    "seed",
+    "data",
+    "width",
+    "height",
+    "frames_per_segment",
+    "lpips_weights",
+    "autoencoder",
+    "loss",
+)  # what a tokenizer is, and learns from; how long, how fast and where may change as a run goes on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +107,7 @@ class TrainTokenizerRun:
 def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     """Train, leaving `tokenizer/` in `output`; return its errors on held-out frames."""
     keep_freed_memory()
+    check_checkpoint(config, output)
     torch.manual_seed(config.seed)
     device = torch.device("cuda" if config.device != "cpu" and torch.cuda.is_available() else "cpu")
     perceptual = None
@@ -125,6 +138,13 @@ def run(config: TrainTokenizerRun, output: Path) -> dict[str, Any]:
     write_sheet(tokenizer, held_out, output / "reconstructions.png")
     pages.end(config.num_steps, figures)
     return {"steps": config.num_steps, "seconds": round(seconds, 1), **figures}
+
+
+def check_checkpoint(config: TrainTokenizerRun, output: Path) -> None:
+    """Raise ValueError when what was begun in `output` is another one, or learns from others."""
+    folder = output / "checkpoints"
+    if (checkpoint := latest_checkpoint(folder)) is not None:
+        refuse_other(folder, checkpoint.run, config, LEARNT)
 
 
 def spread(frames: Tensor, num: int) -> Tensor:

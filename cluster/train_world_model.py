@@ -88,6 +88,12 @@ class TrainWorldModelRun:
         """Where the recordings are."""
         return sample_path() if self.data == "sample" else Path(self.data).resolve()
 
+    @property
+    def for_encoders(self) -> "TrainWorldModelRun":
+        """The run as encoders are told it, who may begin in another folder."""
+        data = self.data if self.data == "sample" else str(self.data_path)
+        return replace(self, data=data, tokenizer=self.tokenizer.resolve())
+
 
 def run(config: TrainWorldModelRun, output: Path) -> dict[str, Any]:
     """Encode what is not encoded, train, and leave the model in `output/world_model`."""
@@ -288,13 +294,12 @@ def encoded(config: TrainWorldModelRun) -> Iterator[LatentDrive]:
     num_processes = int(has.get("GPU") or has["CPU"])
     options: dict[str, Any] = {kind: 1}
     encoder = ray.remote(SegmentEncoder).options(**options)
-    config = replace(config, tokenizer=config.tokenizer.resolve())  # they may start elsewhere
     come: dict[int, Encoded] = {}
     skipped, turn = 0, 0
     with progress("encoding segments", num_segments) as meter:
         for index, done in work(
             range(num_segments),
-            lambda: encoder.remote(config),
+            lambda: encoder.remote(config.for_encoders),
             lambda process, index: process.encode.remote(index),
             num_processes=min(num_processes, num_segments),
             timeout=ENCODING_TIMEOUT,

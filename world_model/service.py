@@ -9,6 +9,7 @@ Serve's client API is wrapped here and nowhere else: `serving` starts and ends a
 `ServiceConnection` speaks to one. No HTTP is served.
 """
 
+import hashlib
 import logging
 import time
 from collections.abc import Iterator, Mapping
@@ -17,9 +18,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 from ray.exceptions import RayActorError, RayError
+from ray.serve import context as serve_context
 from ray.serve.config import RequestRouterConfig
 from ray.serve.exceptions import (
     BackPressureError,
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 DEPLOYMENT = "WorldModel"
 ROUTER = "ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"  # alpha API
 PATIENCE = 30.0  # s until replicas that are lost are there again
+PROMPT = 5.0  # s within which Serve's controller answers
 # Serve would tell of every request, in the log of whoever started it.
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 WAIT_SECONDS = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0]
@@ -95,6 +99,10 @@ class Replica:
             "capacity": engine.config.capacity,
             "bytes_per_scene": engine.bytes_per_scene,
         }
+
+    async def settings(self) -> ServiceConfig:
+        """Return what this replica was made with, and the model that it has now."""
+        return replace(self.config, model=self.model)
 
     async def reconfigure(self, user_config: Mapping[str, str]) -> None:
         """Take other weights, `user_config["model"]`, between two frames; sessions stay."""
@@ -163,22 +171,46 @@ def serving(config: ServiceConfig, name: str) -> Iterator[str]:
 
     Waits until all replicas are up. Ray is connected already.
     """
-    start(config, name)
     try:
+        start(config, name)
         yield name
     finally:
-        serve.delete(name)
+        end(name)
 
 
 def start(config: ServiceConfig, name: str, *, model: Path | None = None) -> None:
     """Start an application, or give the one of this name other weights (`model`).
 
-    NetworkFileError when there is no model, before anything is started.
+    Where replicas of this name are up that were made with other settings than model, number and
+    drain, there will be new ones, and their sessions are gone. NetworkFileError when there is no
+    model, before anything is started.
     """
     folder = (model or config.folder).resolve()
     check_there(folder)
     serve.start(proxy_location="Disabled", logging_config=QUIET)
     serve.run(application(config, folder), name=name, route_prefix=None)
+
+
+def end(name: str) -> None:
+    """End an application, and wait for it, where Serve was started and is still there.
+
+    `serve.delete` would wait for a controller that is gone, with its cluster, until Ray ends the
+    process.
+    """
+    if not serve_context._cached_client_from_current_session():
+        return
+    try:
+        ask_controller("delete_apps", [name])
+        while name in ask_controller("get_serve_instance_details")["applications"]:
+            time.sleep(0.1)
+    except RayError as error:
+        log.warning("%s is not ended: Serve does not answer (%s)", name, error)
+
+
+def ask_controller(method: str, *args: Any) -> Any:
+    """Ask Serve's controller, which is up; a RayError when it does not answer soon."""
+    client: Any = serve_context._get_global_client()
+    return ray.get(getattr(client._controller, method).remote(*args), timeout=PROMPT)
 
 
 def application(config: ServiceConfig, folder: Path) -> serve.Application:
@@ -207,9 +239,15 @@ def application(config: ServiceConfig, folder: Path) -> serve.Application:
     )
     # Serve makes a version up for each `run`, and a new version means new replicas, whose sessions
     # are gone. There is no public way to say that only `user_config` has changed.
-    deployment._version = "1"
+    deployment._version = version_of(config)
     # A replica begins in a folder of Ray's: relative paths are meant from here.
     return deployment.bind(replace(config, model=config.folder))
+
+
+def version_of(config: ServiceConfig) -> str:
+    """Return a name for what replicas are made with and cannot change while they are up."""
+    made_with = replace(config, model=None, num_replicas=1, drain=0.0)
+    return hashlib.sha256(repr(made_with).encode()).hexdigest()[:12]
 
 
 def is_running(name: str) -> bool:
@@ -218,26 +256,36 @@ def is_running(name: str) -> bool:
     return application is not None and application.status == ApplicationStatus.RUNNING
 
 
-def ask_all(name: str, method: str) -> list[Any]:
-    """Ask every replica.
+def settings(name: str) -> ServiceConfig:
+    """Return how an application goes on that is up: its replicas, their number, the model."""
+    config: ServiceConfig = ask_all(name, "settings")[0]
+    details = ask_controller("get_serve_instance_details")
+    deployments = details["applications"][name]["deployments"]
+    return replace(config, num_replicas=deployments[DEPLOYMENT]["target_num_replicas"])
+
+
+def ask_all(name: str, method: str, patience: float = PATIENCE) -> list[Any]:
+    """Ask every replica; TimeoutError when one does not answer.
 
     A handle that is new learns a moment later which ones there are, and every handle a moment later
     which ones are dead.
     """
-    handle = serve.get_deployment_handle(DEPLOYMENT, name)
-    deadline = time.monotonic() + PATIENCE
+    # What is left out would be asked of a cluster that is gone until Ray ends the process.
+    unasked: Any = {"_check_exists": False, "_record_telemetry": False}
+    handle = serve.get_deployment_handle(DEPLOYMENT, name, **unasked)
+    deadline = time.monotonic() + patience
     while True:
         try:
-            return list(handle.broadcast(method).results())
+            return list(handle.broadcast(method).results(timeout_s=patience))
         except (DeploymentUnavailableError, RayActorError):
             if time.monotonic() > deadline:
                 raise
             time.sleep(0.05)
 
 
-def totals(name: str) -> dict[str, Any]:
+def totals(name: str, patience: float = PATIENCE) -> dict[str, Any]:
     """Return what happened in all replicas of an application since they were started."""
-    replicas = ask_all(name, "figures")
+    replicas = ask_all(name, "figures", patience)
     total: dict[str, Any] = {"replicas": len(replicas), "seconds": {}}
     for figures in replicas:
         for key, value in figures.items():

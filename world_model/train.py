@@ -6,11 +6,12 @@ from the step it had written, on any number of workers. News of each interval go
 through a queue, as Ray Train's own reports come too seldom for a progress bar.
 """
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ from world_model.rollouts import roll_out, spread_starts
 from world_model.sampler import Sampler, SamplerConfig
 from world_model.tokenizer import load_tokenizer
 from world_model.trainer import Trainer, TrainerConfig
+
+log = logging.getLogger(__name__)
 
 NUM_SCENES = 3  # in a video
 NUM_FRAMES = 25  # of it
@@ -90,6 +93,7 @@ def train(job: Job, workers: WorkersConfig, on_news: Callable[[int, Figures], No
 
     Raises ray.train's TrainingFailedError when workers fail more often than they may.
     """
+    job = without_impossible_previews(job)
     news = Queue(actor_options={"num_cpus": 0})
     resources = {"GPU": 1.0} if workers.use_gpu else {"CPU": 1.0}
     trainer = TorchTrainer(
@@ -109,6 +113,25 @@ def train(job: Job, workers: WorkersConfig, on_news: Callable[[int, Figures], No
     with listening(news, on_news):
         trainer.fit()
     news.shutdown()
+
+
+def without_impossible_previews(job: Job) -> Job:
+    """Return the job; where no held-out drive is long enough for previews, say so and do without.
+
+    Training itself takes shorter ones.
+    """
+    file = LatentFile(job.latents)
+    lengths = zip(file.splits, file.num_frames, strict=True)
+    longest = max((length for split, length in lengths if split == "held_out"), default=0)
+    least = job.model.num_history + 1 + NUM_FRAMES + job.model.num_anchors
+    if not job.preview_every or longest >= least:
+        return job
+    log.warning(
+        "no previews: the longest held-out drive in %s has %d frames, of the %d that one takes: "
+        "record longer drives, or say preview_every=0",
+        *(job.latents, longest, least),
+    )
+    return replace(job, preview_every=0)
 
 
 @contextmanager

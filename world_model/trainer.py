@@ -108,12 +108,30 @@ class Trainer:
                         precision=config.precision,
                     ),
                 ),
-                draw("train", config.windows, num_frames=num_frames),
+                draw(
+                    "train",
+                    config.windows,
+                    num_frames=num_frames,
+                    set_by="own_rollouts.num_frames",
+                ),
                 config.own_rollouts,
                 seed=config.seed,
                 numbers=own,
                 num_targets=config.objective.num_targets,
             )
+            if num_processes > 1 and config.sharding == "fsdp":
+                self._look_once()
+
+    def _look_once(self) -> None:
+        """Have FSDP2 make what it makes at a first look, of which a rollout may not be the one.
+
+        In inference mode it would make tensors that no gradient can be taken of.
+        """
+        from torch.distributed.fsdp import FSDPModule
+
+        self.held_out_figures(1)
+        assert isinstance(self.model, FSDPModule)
+        self.model.reshard()  # what was gathered is not what will be restored
 
     def step(self) -> dict[str, float]:
         """Take one gradient step; return its figures, of this process's windows."""

@@ -153,8 +153,8 @@ class WindowConfig:
 class WindowSampler:
     """Draws windows of one split of a file of latents, uniformly over all frames.
 
-    A window depends on the seed, the step and its number alone. Raises ValueError when no drive is
-    long enough.
+    A window depends on the seed, the step and its number alone. set_by: the setting that num_frames
+    comes from. Raises ValueError, which names it, when no drive is long enough.
     """
 
     def __init__(
@@ -165,6 +165,7 @@ class WindowSampler:
         *,
         num_frames: int,
         num_anchors: int,
+        set_by: str = "objective.num_targets",
     ) -> None:
         self.file, self.config = file, config
         self.num_frames, self.num_anchors = num_frames, num_anchors
@@ -178,7 +179,7 @@ class WindowSampler:
         if not len(starts):
             raise ValueError(
                 f"{file.path}: no drive of split '{split}' has {least} frames, which a window "
-                "takes: record longer drives, or lower objective.num_targets"
+                f"takes: record longer drives, or lower {set_by}"
             )
         self._ends = starts.cumsum()
 

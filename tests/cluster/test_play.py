@@ -2,7 +2,11 @@
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import contextmanager
@@ -159,3 +163,26 @@ def test_a_port_that_is_taken(monkeypatch):
         server = Server(drive, PlayRun(port=port))
         with pytest.raises(ValueError, match=r"cannot be had .* say port=0"):
             asyncio.run(server.serve())
+
+
+def test_it_ends_soon_with_its_cluster(tmp_path):
+    """A signal to all its processes, as of a terminal that is closed, ends Ray's before ours."""
+    command = [sys.executable, "-m", "cluster", "play", "world=world_model", "num_steps=30"]
+    played = subprocess.Popen(
+        [*command, "port=0", f"output={tmp_path}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    assert played.stderr is not None
+    try:
+        assert any("Ctrl-C ends it" in line for line in played.stderr)
+        os.killpg(played.pid, signal.SIGTERM)
+        begun = time.monotonic()
+        told, _ = played.communicate(timeout=100)
+    finally:
+        played.kill()
+    assert time.monotonic() - begun < 50  # Ray would end it after 60
+    assert json.loads(told)["world"] == "world_model"
+    assert played.returncode == 0

@@ -4,7 +4,7 @@ import pytest
 
 from cluster import sweep_bottleneck, sweep_world_model
 from cluster.kept import claim
-from cluster.sweep_world_model import SweepWorldModelRun, fitted, power_law, run
+from cluster.sweep_world_model import SweepWorldModelRun, draw_law, fitted, points, power_law, run
 
 VARIANTS = {"small": ("model.size=femto",), "large": ("model.size=nano",)}
 
@@ -113,6 +113,30 @@ def test_without_lpips_nothing_is_trained_for_it(tmp_path, done, monkeypatch):
 def test_without_figures_there_is_no_law():
     figures = {"small": found(1000, None), "large": found(2000, None)}
     assert fitted(SweepWorldModelRun(variants=VARIANTS, against="parameters"), figures) == {}
+
+
+def test_a_law_is_drawn_of_the_variants_it_is_fitted_to():
+    figures = {
+        "small": found(1000, 0.5),
+        "unknown": found(4000, None),
+        "large": found(16000, 0.2),
+    }
+    config = SweepWorldModelRun(variants=VARIANTS, against="parameters")
+    assert points(config, figures) == {
+        "small": (1000, pytest.approx(0.4)),
+        "large": (16000, pytest.approx(0.1)),
+    }
+    law = fitted(config, figures)
+    assert law["b"] == pytest.approx(0.5)
+    assert draw_law(config, figures, law).startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("metric", ["deviation_realised", "autoencoder_lpips"])
+def test_a_law_of_what_is_no_lpips_above_the_floor_is_refused(tmp_path, done, metric):
+    config = SweepWorldModelRun(variants=VARIANTS, against="drives", metric=metric)
+    with pytest.raises(ValueError, match="say metric=sequential_lpips_N, or against=none"):
+        run(config, tmp_path)
+    assert not done
 
 
 def test_folders_of_other_trainings_are_refused_before_anything_is_trained(tmp_path, done):

@@ -4,6 +4,7 @@ import json
 import shutil
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,6 +140,22 @@ def test_a_tokenizer_run_goes_on_where_it_stopped(tokenizer_run, tokenizer_folde
     )
     for name, value in whole.items():
         torch.testing.assert_close(value, resumed[name])
+
+
+def test_a_tokenizer_of_other_settings_is_not_gone_on_with(tokenizer_run, tokenizer_folder):
+    train_tokenizer.check_checkpoint(tokenizer_run, tokenizer_folder)
+    longer = replace(tokenizer_run, num_steps=80, batch_size=2)
+    train_tokenizer.check_checkpoint(longer, tokenizer_folder)
+    changed = replace(tokenizer_run, seed=1, loss=replace(tokenizer_run.loss, kl=0.5))
+    with pytest.raises(ValueError, match=r"run with other settings \(seed, loss\)"):
+        train_tokenizer.run(changed, tokenizer_folder)
+
+
+def test_recordings_are_found_from_anywhere():
+    run = TrainWorldModelRun(data="drives", tokenizer=Path("tokenizer"))
+    told = run.for_encoders
+    assert (told.data, told.tokenizer) == (str(Path.cwd() / "drives"), Path.cwd() / "tokenizer")
+    assert TrainWorldModelRun().for_encoders.data == "sample"  # each machine has its own
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +317,7 @@ def test_two_workers_go_on_where_one_stopped(trained, world_model_run, cluster, 
         trainer=replace(
             world_model_run.trainer,
             sharding=sharding,
-            own_rollouts=OwnRolloutsConfig(share=0.5, num_frames=3, num_scenes=2, first_step=6),
+            own_rollouts=OwnRolloutsConfig(share=0.5, num_frames=3, num_scenes=2, first_step=4),
         ),
         workers=replace(world_model_run.workers, num_workers=2),
     )

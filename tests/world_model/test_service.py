@@ -34,11 +34,21 @@ from tests.world_model.conftest import (
     random_tokenizer,
     step_of,
 )
+from world_model import service as service_module
 from world_model.engine import EngineConfig
 from world_model.model_file import load_world_model, save_world_model
 from world_model.sampler import SamplerConfig as EulerConfig
 from world_model.scheduler import SchedulerConfig
-from world_model.service import Answer, ServiceConnection, serving, start, totals
+from world_model.service import (
+    Answer,
+    ServiceConnection,
+    is_running,
+    serving,
+    settings,
+    start,
+    totals,
+    version_of,
+)
 from world_model.service_config import ServiceConfig
 
 pytestmark = pytest.mark.slow
@@ -315,6 +325,25 @@ def test_a_driver_vanishes(connection):
 def test_a_model_that_is_not_there_is_said_before_anything_is_started(config, tmp_path):
     with pytest.raises(NetworkFileError, match=r"there is no world model at .*none"):
         start(replace(config, model=tmp_path / "none"), "never")
+
+
+def test_what_is_started_half_way_is_ended(service, config, monkeypatch):
+    def start_and_stop(config, name):
+        start(config, name)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(service_module, "start", start_and_stop)
+    with pytest.raises(KeyboardInterrupt), serving(replace(config, num_replicas=1), "half"):
+        pytest.fail("it was interrupted")
+    assert not is_running("half")
+    assert is_running(NAME)
+
+
+def test_other_settings_mean_other_replicas(service, config, tmp_path):
+    assert settings(NAME) == replace(config, model=config.folder)
+    in_place = replace(config, model=tmp_path, num_replicas=3, drain=1.0)
+    assert version_of(in_place) == version_of(config)
+    assert version_of(replace(config, engine=EngineConfig(capacity=3))) != version_of(config)
 
 
 def test_weights_are_replaced_in_place(connection, config, tmp_path):

@@ -12,7 +12,9 @@ from world_model.latents import LatentDrive, LatentFile, LatentsInfo, write_late
 from world_model.objective import ObjectiveConfig
 from world_model.optimizer import OptimizerConfig
 from world_model.own_rollouts import OwnRolloutsConfig
+from world_model.sampler import SamplerConfig
 from world_model.tokenizer import Tokenizer
+from world_model.train import Job, without_impossible_previews
 from world_model.trainer import (
     Trainer,
     TrainerConfig,
@@ -113,6 +115,37 @@ def test_learns_from_history_of_its_own(latents):
     again = make_trainer(latents, own)
     again.optimizer.restore(28, state)
     assert [again.step()["loss/total"] for _ in range(2)] == expected
+
+
+def test_drives_too_short_for_rollouts_of_its_own(latents):
+    own = OwnRolloutsConfig(share=0.5, num_frames=21)
+    with pytest.raises(ValueError, match=r"has 27 frames, .* or lower own_rollouts\.num_frames"):
+        make_trainer(latents, own)
+
+
+def test_drives_too_short_for_previews_are_said_before_training(latents, tmp_path, caplog):
+    short = Job(
+        model=CONFIG,
+        trainer=TRAINER,
+        sampler=SamplerConfig(),
+        latents=latents,
+        tokenizer=tmp_path,
+        start=None,
+        output=tmp_path,
+        run="",
+        log_every=1,
+        checkpoint_every=1,
+        preview_every=5,
+        num_threads=1,
+        cache_mb=1,
+    )
+    assert without_impossible_previews(short) == replace(short, preview_every=0)
+    assert "longest held-out drive in" in caplog.text
+    assert "has 24 frames, of the 31 that one takes" in caplog.text
+    unseen = replace(short, preview_every=0)
+    caplog.clear()
+    assert without_impossible_previews(unseen) == unseen
+    assert not caplog.text
 
 
 def test_processes_share_the_windows_of_a_minibatch(latents):
