@@ -200,19 +200,43 @@ def build_records(schema: Any, value: Any, default: Any, place: Place) -> tuple[
 
 
 def build_leaf(annotation: Any, value: Any, default: Any, place: Place) -> Any:
-    """Check a value that holds no dataclass; only list -> tuple and text -> Path are converted."""
+    """Check a value that holds no dataclass; only list -> tuple and text -> Path are converted.
+
+    A path that begins with `~` begins with one's home folder, as does text that begins with `~/`.
+    """
     if isinstance(value, dict) and isinstance(default, tuple):
         numbers = [str(index) for index in range(len(default))]
         if set(value) <= set(numbers):
             value = [value.get(number, default[int(number)]) for number in numbers]
     try:
         # Strict JSON mode is what knows that a list may become a tuple but "5" no number.
-        return TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
+        found = TypeAdapter(annotation).validate_json(json.dumps(value), strict=True)
     except (ValidationError, TypeError):
         hint = did_you_mean(value, literals(annotation))
         raise place.error(
             f"{place.key} should be {words(annotation)}, got {shorten(value)}{hint}"
         ) from None
+    # Where the default begins so it is a folder on another machine: its own shell knows whose.
+    is_elsewhere = isinstance(default, str) and default.startswith("~/")
+    try:
+        return found if is_elsewhere else at_home(found)
+    except RuntimeError as error:
+        raise place.error(f"{place.key} is {shorten(value)}: {error}") from None
+
+
+def at_home(value: Any) -> Any:
+    """Put the home folder in the place of a `~` at the beginning of a path, also in lists."""
+    match value:
+        case Path():
+            return value.expanduser()
+        case str() if value.startswith("~/"):
+            return str(Path(value).expanduser())
+        case tuple():
+            return tuple(map(at_home, value))
+        case dict():
+            return {key: at_home(item) for key, item in value.items()}
+        case _:
+            return value
 
 
 def pick(records: list[Any], value: Mapping[Any, Any], default: Any, place: Place) -> Any:

@@ -1,13 +1,17 @@
 """`drive import`: make segments of real drives, comma2k19, KITTI raw or one's own.
 
 What cannot be used is named with its file and frames, counted by cause, and left out: segments end
-before it and begin anew after it. Nothing is repaired.
+before it and begin anew after it. Nothing is repaired. An import replaces its own result, made
+before of the same drives in the same way, and no other file.
 """
 
+import hashlib
+import json
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +28,8 @@ from drive_envs.plain_drive import Plain
 from drive_envs.real_segments import Cut, Cutter, Piece
 from drive_envs.real_sources import folders_of, recording_of
 from drive_envs.recording import Fault, RecordingError
-from drive_envs.segment import Segment
-from drive_envs.segments import write_segments
+from drive_envs.segment import Segment, SegmentError
+from drive_envs.segments import SegmentFile, write_segments
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +45,8 @@ class ImportRun:
     it is corrected by the frames before and after (not where it was recorded). cut: how they are
     cut.
     held_out_fraction: of the drives, the last ones are "held_out"; of a single drive, its last
-    segments: neighbours in time show the same road, so they should not be in both splits.
+    segments: neighbours in time show the same road, so they should not be in both splits. It is one
+    at least, where there are two.
     """
 
     path: Path = Path("runs/data/real/drives.parquet")
@@ -59,16 +64,30 @@ class ImportRun:
         if self.path.suffix != ".parquet":
             raise ValueError(f"path must end in .parquet, got {self.path}")
 
+    def about(self, folders: list[Path]) -> str:
+        """Say what the result is made of, for its file: which drives, and how, as a digest."""
+        known = asdict(self)
+        del known["path"]
+        known["source"]["folder"] = [folder.resolve() for folder in folders]
+        digest = hashlib.sha256(json.dumps(known, sort_keys=True, default=str).encode())
+        name = self.source.folder.resolve().name
+        return f"drive import {self.source.kind} {name} ({digest.hexdigest()[:12]})"
+
 
 @dataclass(kw_only=True)
 class Tally:
-    """What came of an import so far; `left_out` is in frames by cause, `failed` in drives."""
+    """What came of an import so far; `left_out` is in frames by cause, `failed` in drives.
+
+    seconds: that its frames really lasted.
+    """
 
     left_out: Counter[str] = field(default_factory=Counter)
     failed: Counter[str] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
+    segments: int = 0
     frames: int = 0
     held_out: int = 0
+    seconds: float = 0.0
     unseen: list[dict[str, float]] = field(default_factory=list)
 
     def leave_out(self, fault: Fault) -> None:
@@ -83,7 +102,9 @@ class Tally:
 
     def keep(self, piece: Piece, segment: Segment) -> None:
         """Count a segment."""
+        self.segments += 1
         self.frames += len(segment)
+        self.seconds += piece.interval * len(segment)
         self.held_out += segment.split == "held_out"
         self.unseen.append(piece.unseen)
 
@@ -101,13 +122,14 @@ def run(config: ImportRun, output: Path) -> dict[str, Any]:
         depth = DepthMaker(config.depth, uses_motion=config.depth_from_motion)
     cutter = Cutter(config.cut, depth)
     folders = folders_of(config.source)
+    about = config.about(folders)
+    refuse_another(config.path, about)
     tally = Tally()
     with progress("drives", len(folders)) as meter:
         segments = imported(config, cutter, folders, tally, meter)
-        first, count = next(segments, None), 0
+        first = next(segments, None)
         if first is not None:
-            about = f"drive import {config.source.kind} {config.source.folder}"
-            count = write_segments(config.path, chain_one(first, segments), source=about)
+            write_segments(config.path, chain_one(first, segments), source=about)
     (output / LEFT_OUT).write_text("".join(f"{line}\n" for line in tally.told))
     if first is None:
         causes = ", ".join(f"{n} x {cause}" for cause, n in (tally.left_out + tally.failed).items())
@@ -115,14 +137,20 @@ def run(config: ImportRun, output: Path) -> dict[str, Any]:
             f"{config.source.folder}: no segment could be made of {len(folders)} drives "
             f"({causes}): {output / LEFT_OUT} says where"
         )
+    if config.held_out_fraction and not tally.held_out:
+        logger.warning(
+            "a single segment, and so none is held out: the off-policy error cannot be measured; "
+            "import more, or make cut.seconds and cut.min_seconds shorter"
+        )
     megabytes = config.path.stat().st_size / 1e6
     return {
         "path": str(config.path),
         "drives": len(folders),
-        "segments": count,
+        "segments": tally.segments,
         "held_out": tally.held_out,
         "frames": tally.frames,
         "minutes": round(tally.frames / 5 / 60, 2),
+        "row_interval": round(tally.seconds / tally.frames, 4),
         "megabytes": round(megabytes, 2),
         "unseen": {
             name: round(float(np.mean([u[name] for u in tally.unseen])), 3)
@@ -135,6 +163,22 @@ def run(config: ImportRun, output: Path) -> dict[str, Any]:
     }
 
 
+def refuse_another(path: Path, about: str) -> None:
+    """Raise ValueError where there is a file that is not this import's own."""
+    if not path.exists():
+        return
+    mend = "give another path=, or remove it"
+    try:
+        source = SegmentFile(path).source
+    except SegmentError as error:
+        raise ValueError(f"{error}; to import anew, {mend}") from None
+    if source != about:
+        raise ValueError(
+            f"{path} holds other drives, or drives imported in another way "
+            f"({source or 'of unknown source'}, where this is {about}): {mend}"
+        )
+
+
 def chain_one(first: Segment, others: Iterator[Segment]) -> Iterator[Segment]:
     """Yield the first one, then the others."""
     yield first
@@ -144,29 +188,56 @@ def chain_one(first: Segment, others: Iterator[Segment]) -> Iterator[Segment]:
 def imported(
     config: ImportRun, cutter: Cutter, folders: list[Path], tally: Tally, meter: Meter
 ) -> Iterator[Segment]:
-    """Yield the segments of all drives, each in its split."""
-    num_held_out = round(config.held_out_fraction * len(folders))
-    if config.held_out_fraction and len(folders) > 1:
-        num_held_out = max(1, num_held_out)
+    """Yield the segments of all drives, each in its split.
+
+    The last one is "held_out" if no other is, since nothing could be used of the last drives.
+    """
+    held: tuple[Piece, Segment] | None = None
+    for piece, segment in divided(config, cutter, folders, tally, meter):
+        if held is not None:
+            tally.keep(*held)
+            yield held[1]
+        held = piece, segment
+    if held is not None:
+        piece, segment = held
+        if config.held_out_fraction and tally.segments and not tally.held_out:
+            segment = replace(segment, split="held_out")
+        tally.keep(piece, segment)
+        yield segment
+
+
+def divided(
+    config: ImportRun, cutter: Cutter, folders: list[Path], tally: Tally, meter: Meter
+) -> Iterator[tuple[Piece, Segment]]:
+    """Yield what becomes of all drives, divided into splits as if all could be used.
+
+    Where nothing could be used of those for "train", the first that can be used is one of them.
+    """
+    first_held = len(folders) - num_held_out(config.held_out_fraction, len(folders))
+    is_any_used = config.held_out_fraction == 1
     for number, folder in enumerate(folders):
         pieces = drive_pieces(config, cutter, folder, tally)
+        splits = repeat("held_out" if number >= first_held and is_any_used else "train")
         if len(folders) == 1:
             # Its last segments can only be told when all are there.
             pieces = list(pieces)
-            held = round(config.held_out_fraction * len(pieces))
-            splits = [
-                "held_out" if i >= len(pieces) - held else "train" for i in range(len(pieces))
-            ]
-        else:
-            splits = None
-        for index, piece in enumerate(pieces):
+            held = num_held_out(config.held_out_fraction, len(pieces))
+            splits = ["train"] * (len(pieces) - held) + ["held_out"] * held
+        for piece, split in zip(pieces, splits, strict=False):
             assert piece.segment is not None
-            is_held = number >= len(folders) - num_held_out
-            split = splits[index] if splits else ("held_out" if is_held else "train")
-            segment = replace(piece.segment, split=split)
-            tally.keep(piece, segment)
-            yield segment
+            is_any_used = True
+            yield piece, replace(piece.segment, split=split)
         meter.advance(note=f"{tally.left_out.total()} frames left out")
+
+
+def num_held_out(fraction: float, count: int) -> int:
+    """Return how many of `count` drives or segments are held out: one at least, and never all.
+
+    But for a fraction of 0, which is none, and of 1, which is all.
+    """
+    if fraction in (0, 1):
+        return round(fraction * count)
+    return min(max(1, round(fraction * count)), count - 1) if count else 0
 
 
 def drive_pieces(config: ImportRun, cutter: Cutter, folder: Path, tally: Tally) -> Iterator[Piece]:

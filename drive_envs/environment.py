@@ -15,7 +15,7 @@ the one to look at. With `longitudinal: policy` it goes as fast as it is told. T
 nothing of policies, and nothing of where its world's images come from.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -52,6 +52,7 @@ from drive_envs.vehicle import (
 from drive_envs.world import ClosableWorld, PlanningWorld, TimedWorld, World
 
 MAX_SPEED = 100.0  # m/s, of the observation space
+OPTIONS = ("scenes",)  # of `reset`
 Observation = dict[str, np.ndarray]
 
 
@@ -134,7 +135,8 @@ class DrivingVectorEnv(VectorEnv):
     first, (9, batch, ...), and `recording` (batch,): the number of each scene's.
 
     `reset(seed, options)`: the same seed gives the same scenes and cars; `options["scenes"]` drives
-    given scenes. Raises ValueError when world and config disagree on the images' size.
+    given scenes, and there is no other option. Raises ValueError when world and config disagree on
+    the images' size.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.DISABLED}  # noqa: RUF012
@@ -165,13 +167,15 @@ class DrivingVectorEnv(VectorEnv):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Observation, dict[str, Any]]:
-        """Start new scenes, all at once."""
+        """Start new scenes, all at once; ValueError for options that are not known."""
+        options = options or {}
+        check_options(options)
         super().reset(seed=seed)
         self.seconds = {}
         with self._timed("reset"):
             root = int(self.np_random.integers(2**63))
             rngs = [np.random.default_rng([root, index]) for index in range(self.num_envs)]
-            given = (options or {}).get("scenes")
+            given = options.get("scenes")
             self._begin([self.sampler(rng) for rng in rngs] if given is None else given, rngs)
         context = [self._look_back(row) for row in range(NUM_PAST)]
         self._observation = self._observe(self._active)
@@ -346,6 +350,18 @@ class DrivingVectorEnv(VectorEnv):
         begin = perf_counter()
         yield
         self.seconds[phase] = self.seconds.get(phase, 0.0) + perf_counter() - begin
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for options of `reset` that would be ignored."""
+    if "reset_mask" in options:
+        raise ValueError(
+            "options['reset_mask'] cannot be followed: all scenes of a batch start together, one "
+            "that is over stands still until then; reset when none is active, without it"
+        )
+    if unknown := [name for name in options if name not in OPTIONS]:
+        names = ", ".join(map(repr, unknown))
+        raise ValueError(f"reset has no option {names}; known are {', '.join(OPTIONS)}")
 
 
 def past_actions(paths: Paths, lateral: Tensor, vehicle: Vehicle) -> Tensor:

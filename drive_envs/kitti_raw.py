@@ -53,16 +53,16 @@ def kitti_recording(source: KittiRaw, folder: Path) -> Recording:
     images = folder / f"image_{source.camera:02d}"
     time = _times(images / "timestamps.txt")
     matrix, velocity = _poses(folder / "oxts" / "data", len(time))
-    files = _by_number(images / "data", len(time), picture_files)
-    first = next((file for file in files if file), None)
-    if first is None:
+    files = _by_number(images / "data", len(time), picture_files, ".png")
+    if not any(file.exists() for file in files):
         raise RecordingError(images / "data", "no images")
     calibration = _calibration(folder.resolve().parent)
     project = calibration[f"P_rect_{source.camera:02d}"].reshape(3, 4)
-    optics = _optics(project, picture_size(first))
+    optics = _optics(project, picture_size(files))
     camera_from_velodyne, camera_from_imu = _extrinsics(calibration, project)
     imu_from_camera = np.linalg.inv(camera_from_imu)
-    scans = _by_number(folder / "velodyne_points" / "data", len(time), _scan_files)
+    scans = _by_number(folder / "velodyne_points" / "data", len(time), _scan_files, ".bin")
+    has_scans = any(scan.exists() for scan in scans)
     # The IMU's axes are the car's: the camera's right side hangs by so much below the horizontal.
     roll = -atan2(imu_from_camera[2, 0], np.hypot(imu_from_camera[0, 0], imu_from_camera[1, 0]))
     return Recording(
@@ -75,7 +75,7 @@ def kitti_recording(source: KittiRaw, folder: Path) -> Recording:
         world_from_camera=matrix @ imu_from_camera,
         velocity=velocity,
         images=images_from(files, (optics.width, optics.height)),
-        depth=_lidar(scans, camera_from_velodyne, optics) if any(scans) else None,
+        depth=_lidar(scans, camera_from_velodyne, optics) if has_scans else None,
         source=f"KITTI raw {folder.resolve().name}",
     )
 
@@ -182,10 +182,13 @@ def _extrinsics(
     return camera_from_velodyne, camera_from_velodyne @ rigid["calib_imu_to_velo.txt"]
 
 
-def _by_number(folder: Path, count: int, find: Callable[[Path], list[Path]]) -> list[Path | None]:
-    """Return the file of each frame; a name is the frame's number."""
+def _by_number(
+    folder: Path, count: int, find: Callable[[Path], list[Path]], suffix: str
+) -> list[Path]:
+    """Return the file of each frame, by its number, and for one without where it should lie."""
     found = {path.stem: path for path in find(folder)} if folder.is_dir() else {}
-    return [found.get(f"{frame:010d}") for frame in range(count)]
+    names = (f"{frame:010d}" for frame in range(count))
+    return [found.get(name, folder / f"{name}{suffix}") for name in names]
 
 
 def _scan_files(folder: Path) -> list[Path]:
@@ -193,14 +196,14 @@ def _scan_files(folder: Path) -> list[Path]:
 
 
 def _lidar(
-    files: list[Path | None], camera_from_velodyne: Float[np.ndarray, "4 4"], optics: Optics
+    files: list[Path], camera_from_velodyne: Float[np.ndarray, "4 4"], optics: Optics
 ) -> Callable[[int], Depth | Fault]:
     """Return what projects a frame's scan into the camera: planar metres, NaN where none fell."""
 
     def read(frame: int) -> Depth | Fault:
         path = files[frame]
-        if path is None:
-            return Fault(cause="missing scan", file=Path("-"), first=frame, last=frame)
+        if not path.exists():
+            return Fault(cause="missing scan", file=path, first=frame, last=frame)
         values = np.fromfile(path, np.float32)
         if not len(values) or len(values) % 4 or not np.isfinite(values).all():
             return Fault(cause="damaged scan", file=path, first=frame, last=frame)

@@ -3,12 +3,11 @@
 A drive is a folder with, under names that can be changed,
 
 - `images`: a folder with a picture a frame, in the order of their names, or a video file;
-- `poses.csv`, `.parquet` or `.json`: a row a frame. Columns of a table: `time` (s), `x`, `y`, `z`
-  (m) and `qx`, `qy`, `qz`, `qw`, or in place of both the twelve numbers `m00` ... `m23` (row,
-  column) of a matrix. A JSON holds a list `frames` of objects, each with `time` and the 4 x 4
-  matrix
-  `world_from_camera`. Row i is of frame i, unless there is a `frame` that says so. An empty cell is
-  a pose that is not known;
+- `poses.csv`, `.parquet` or `.json`: a row a frame. Columns of a table: `time` (s, or ISO dates),
+  `x`, `y`, `z` (m) and `qx`, `qy`, `qz`, `qw`, or in place of both the twelve numbers `m00` ...
+  `m23` (row, column) of a matrix. A JSON holds a list `frames` of objects, each with `time` and the
+  4 x 4 matrix `world_from_camera`, which may lack its last row, or be flat, row by row. Row i is of
+  frame i, unless there is a `frame` that says so. An empty cell is a pose that is not known;
 - `camera.json`: `fx`, `fy`, `cx`, `cy` in pixels (0, 0 is the middle of the first one), of pictures
   without distortion; `height` of the camera above the road in m; perhaps `pitch` (nose down), `yaw`
   (left) and `roll` (right side down) in rad, which turn the car's axes into the camera's, and
@@ -21,6 +20,7 @@ The world has z up, or y down (`up: "-y"`, as visual odometry has it).
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
@@ -84,7 +84,7 @@ def plain_recording(source: Plain, folder: Path) -> Recording:
         files = picture_files(images)
         if not files:
             raise RecordingError(images, "no images")
-        size, count = picture_size(files[0]), len(files)
+        size, count = picture_size(files), len(files)
         read: Callable[[Sequence[int]], Iterator[Pixels | Fault]] = images_from(files, size)
     else:
         video = Video(images)
@@ -124,12 +124,25 @@ def _poses(
     if frame is None and len(time) != count:
         detail = f"{len(time)} poses, {count} frames; a column 'frame' says which is whose"
         raise RecordingError(path, "poses and frames differ in number", detail)
-    frame = np.arange(count) if frame is None else frame
-    if len(set(frame.tolist())) != len(frame) or (frame < 0).any() or (frame >= count).any():
-        raise RecordingError(path, "column 'frame' is wrong", f"0 to {count - 1}, each once")
+    frame = np.arange(count) if frame is None else _known_frames(frame, count, path)
     times, poses = np.full(count, np.nan), np.full((count, 4, 4), np.nan)
     times[frame], poses[frame] = time, pose
     return times, poses
+
+
+def _known_frames(frame: np.ndarray, count: int, path: Path) -> np.ndarray:
+    """Return the frames' numbers, which must be whole, known and different."""
+    for row, number in enumerate(frame.tolist()):
+        if not np.isfinite(number):
+            raise RecordingError(path, "column 'frame' is wrong", f"it is empty in row {row}")
+        if number % 1 or not 0 <= number < count:
+            detail = f"{number:g} in row {row}; it counts 0 to {count - 1}, each once"
+            raise RecordingError(path, "column 'frame' is wrong", detail)
+    numbers, counts = np.unique(frame, return_counts=True)
+    if (counts > 1).any():
+        detail = f"{numbers[counts > 1][0]:g} is there more than once"
+        raise RecordingError(path, "column 'frame' is wrong", detail)
+    return frame.astype(int)
 
 
 def _from_json(
@@ -140,20 +153,49 @@ def _from_json(
         raise RecordingError(path, "no list 'frames' in it")
     time, pose = np.full(len(frames), np.nan), np.full((len(frames), 4, 4), np.nan)
     for row, item in enumerate(frames):
+        if not isinstance(item, dict):
+            raise RecordingError(path, f"frame {row} is damaged", "it should be an object")
         for key in (source.time, source.matrix):
             if key not in item:
                 keys = ", ".join(item)
                 detail = f"it has {keys}; source.time and source.matrix name them"
                 raise RecordingError(path, f"frame {row} has no '{key}'", detail)
         try:
-            time[row] = np.nan if item[source.time] is None else item[source.time]
+            time[row] = np.nan if item[source.time] is None else _seconds(item[source.time])
             if item[source.matrix] is not None:
-                pose[row] = np.eye(4)
-                pose[row, :3] = np.array(item[source.matrix], float)[:3, :4]
+                pose[row] = _matrix(item[source.matrix])
         except (TypeError, ValueError) as error:
             raise RecordingError(path, f"frame {row} is damaged", str(error)) from error
-    has_number = all("frame" in item for item in frames)
-    return np.array([item["frame"] for item in frames]) if has_number else None, time, pose
+    if not any("frame" in item for item in frames):
+        return None, time, pose
+    try:
+        # None becomes NaN.
+        return np.array([item.get("frame") for item in frames], float), time, pose
+    except (TypeError, ValueError) as error:
+        raise RecordingError(path, "a 'frame' is no number", str(error)) from error
+
+
+def _seconds(value: Any) -> float:
+    """Return a time in s; ISO dates count from 1970, in UTC if they do not say otherwise."""
+    if not isinstance(value, str):
+        return float(value)
+    moment = datetime.fromisoformat(value)
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+
+
+def _matrix(value: Any) -> Float[np.ndarray, "4 4"]:
+    """Read a pose of 4 x 4 or 3 x 4 numbers, nested or row by row; ValueError for anything else."""
+    given, matrix = np.array(value, float), np.eye(4)
+    if given.shape not in ((4, 4), (3, 4), (16,), (12,)):
+        shape = " x ".join(map(str, given.shape)) or "one"
+        raise ValueError(f"a matrix of {shape} numbers, not 4 x 4, 3 x 4, 16 or 12")
+    rows = given.reshape(-1, 4)
+    for last in rows[3:]:
+        if (abs(last - [0, 0, 0, 1]) > 1e-6).any():
+            ends = ", ".join(f"{number:g}" for number in last)
+            raise ValueError(f"the matrix ends with {ends}, not 0, 0, 0, 1: give it row by row")
+    matrix[:3] = rows[:3]
+    return matrix
 
 
 def _from_table(table: pa.Table, path: Path) -> tuple[np.ndarray | None, np.ndarray, np.ndarray]:
@@ -163,11 +205,7 @@ def _from_table(table: pa.Table, path: Path) -> tuple[np.ndarray | None, np.ndar
         if missing := [name for name in names if name not in columns]:
             has = ", ".join(columns)
             raise RecordingError(path, f"no column {', '.join(missing)}", f"it has {has}")
-        try:
-            values = [columns[name].cast(pa.float64()).to_numpy() for name in names]
-        except pa.ArrowInvalid as error:
-            raise RecordingError(path, f"column {names} is no number", str(error)) from error
-        return np.stack(values, axis=-1)
+        return np.stack([_numbers(columns[name], name, path) for name in names], axis=-1)
 
     pose = np.full((table.num_rows, 4, 4), np.nan)
     if MATRIX[0] in columns:
@@ -179,8 +217,22 @@ def _from_table(table: pa.Table, path: Path) -> tuple[np.ndarray | None, np.ndar
         pose[known, :3, :3] = Rotation.from_quat(quaternion[known]).as_matrix()
         pose[:, :3, 3] = position
     pose[:, 3] = [0, 0, 0, 1]
-    frame = numbers("frame")[:, 0].astype(int) if "frame" in columns else None
+    frame = numbers("frame")[:, 0] if "frame" in columns else None
     return frame, numbers("time")[:, 0], pose
+
+
+def _numbers(column: pa.ChunkedArray, name: str, path: Path) -> np.ndarray:
+    """Return a column's numbers, NaN where it is empty; of ISO dates, the seconds since 1970."""
+    scale = 1.0
+    try:
+        if pa.types.is_timestamp(column.type):
+            # Whole microseconds: as precise as seconds of this size can be told.
+            column = column.cast(pa.timestamp("us", column.type.tz), safe=False).cast(pa.int64())
+            scale = 1e-6
+        return scale * column.cast(pa.float64()).to_numpy()
+    except pa.ArrowException as error:
+        detail = f"{column.type}: {error}"
+        raise RecordingError(path, f"column '{name}' holds no numbers", detail) from error
 
 
 def _table(path: Path) -> pa.Table:
@@ -240,8 +292,8 @@ def _body_from_camera(
     matrix = np.eye(4)
     if "body_from_camera" in camera:
         try:
-            matrix[:3] = np.array(camera["body_from_camera"], float)[:3, :4]
-        except (TypeError, ValueError, IndexError) as error:
+            matrix = _matrix(camera["body_from_camera"])
+        except (TypeError, ValueError) as error:
             raise RecordingError(path, "'body_from_camera' is no 4 x 4", str(error)) from error
     matrix[:3, 3] += source.offset
     return matrix

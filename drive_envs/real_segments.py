@@ -3,6 +3,14 @@
 The driver's cameras are virtual (`virtual_view`): both are cut out of the one that filmed, as if
 it had hung where the driver's do. Desires are 0, since a recording does not say when a driver chose
 to change lanes.
+
+Frames t_k of a recording are rarely exactly `STEP` apart, and cannot be moved there: a picture is
+of its own moment. What reads segments counts on `STEP`, so that a drive is told as if it had been:
+
+    time_k = k STEP,    velocity' = velocity dt / dtime
+
+Positions and pictures are as they were; a drive at 5.2 Hz is told 4 % slower than it was,
+and agrees with itself. `source` keeps the true `interval`.
 """
 
 import json
@@ -89,10 +97,14 @@ class Shot:
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A segment to be: its rows, or None for frames that are left out for `fault`."""
+    """A segment to be: its rows, or None for frames that are left out for `fault`.
+
+    unseen: share of each camera's view that was not filmed. interval: s between its rows in truth.
+    """
 
     segment: Segment | None = None
     unseen: dict[str, float] = field(default_factory=dict)
+    interval: float = STEP
     fault: Fault | None = None
 
 
@@ -129,11 +141,12 @@ class Cutter:
                 yield Piece(fault=rows)
                 continue
             segment = segment_of(recording, mount, rows, self.config, number)
+            interval = json.loads(segment.source)["interval"]
             number += 1
             unseen = {
                 name: float(np.mean([row.unseen[name] for row in rows])) for name in rows[0].unseen
             }
-            yield Piece(segment=segment, unseen=unseen)
+            yield Piece(segment=segment, unseen=unseen, interval=interval)
 
     @property
     def _height(self) -> float:
@@ -306,20 +319,21 @@ def _shrunk(camera: Camera, scale: int) -> Camera:
 def segment_of(
     recording: Recording, mount: Mount, rows: list[Row], config: Cut, number: int
 ) -> Segment:
-    """Put rows into a segment, with the car's poses and velocities."""
+    """Put rows into a segment, with the car's poses and velocities, as if `STEP` apart."""
     frames = np.array([row.frame for row in rows])
     pose = ego_poses(recording.world_from_camera[frames], mount)
     time = recording.time[frames]
     if recording.velocity is None or not np.isfinite(recording.velocity[frames]).all():
-        velocity = np.gradient(pose[:, :3, 3], time, axis=0)
+        velocity = np.gradient(pose[:, :3, 3], STEP, axis=0)
     else:
-        velocity = recording.velocity[frames]
+        velocity = recording.velocity[frames] * np.gradient(time, STEP)[:, None]
     source = {
         "recording": recording.name,
         "from": recording.source,
         "first_frame": int(frames[0]),
         "last_frame": int(frames[-1]),
         "begins": float(time[0]),
+        "interval": float(np.diff(time).mean()),
         "mount": {
             "height": mount.height,
             "roll": mount.roll,
@@ -332,7 +346,7 @@ def segment_of(
         name=f"{recording.name}-{number:03d}",
         split="train",
         cameras=config.cameras,
-        time=time - time[0],
+        time=STEP * np.arange(len(rows)),
         position=pose[:, :3, 3],
         quaternion=quaternion_from_matrix(matrix).numpy(),
         velocity=velocity,

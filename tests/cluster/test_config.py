@@ -126,6 +126,31 @@ def test_override(path, override, name, expected):
     assert getattr(load(Run, path, [override]), name) == expected
 
 
+@dataclass(frozen=True, kw_only=True)
+class Paths:
+    data: str = "sample"
+    file: Path | None = None
+    files: tuple[Path, ...] = ()
+    named: dict[str, Path] = field(default_factory=dict)
+    there: str = "~/drive"
+
+
+def test_a_path_may_begin_with_ones_home(path, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    path.write_text("data: ~/x\nfile: ~/y.parquet\nfiles: [~/a, b~/c]\nnamed: {n: '~'}\n")
+    run = load(Paths, path, ["there=~/z"])
+    assert run == Paths(
+        data="/home/me/x",
+        file=Path("/home/me/y.parquet"),
+        files=(Path("/home/me/a"), Path("b~/c")),
+        named={"n": Path("/home/me")},
+        there="~/z",  # a folder on another machine
+    )
+    assert load(Paths, path, ["data='~'"]).data == "~"
+    with pytest.raises(ConfigError, match=r"^command line: file is '~nobody-here/x': .*home"):
+        load(Paths, path, ["file=~nobody-here/x"])
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [

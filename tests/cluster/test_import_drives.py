@@ -1,9 +1,11 @@
 import json
+import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from cluster.import_drives import ImportRun, run
+from cluster.import_drives import ImportRun, num_held_out, run
 from cluster.inspect_drives import InspectRun
 from cluster.inspect_drives import run as inspect
 from cluster.main import main
@@ -13,7 +15,7 @@ from drive_envs.real_segments import Cut
 from drive_envs.reprojective import Reprojective, ReprojectiveConfig
 from drive_envs.scenes import SamplerConfig, SceneSampler
 from drive_envs.segment import SegmentError
-from drive_envs.segments import open_dataset
+from drive_envs.segments import open_dataset, write_segments
 
 CUT = Cut(width=64, height=32, margin=8, seconds=4.0, min_seconds=2.2)
 
@@ -36,6 +38,7 @@ def test_what_can_be_used_is_imported_and_what_cannot_is_counted(drives, tmp_pat
     assert (figures["drives"], figures["segments"]) == (3, 2)
     assert figures["frames_left_out"] == {"damaged image": 1, "too short a piece": 74}
     assert figures["drives_left_out"] == {"'fy' should be a number": 1}
+    assert figures["row_interval"] == 0.2
     told = (tmp_path / "left_out.txt").read_text()
     assert f"{drives}/b/images/0040.png: frame 40: damaged image" in told
     assert f"{drives}/c/camera.json: 'fy' should be a number (it is None)" in told
@@ -128,3 +131,68 @@ def test_the_only_drive_gives_its_last_segments_to_the_held_out(real, tmp_path):
     run(ImportRun(path=path, source=source, cut=cut, held_out_fraction=0.25), tmp_path)
     assert [s.split for s in open_dataset(path)] == ["train"] * 3 + ["held_out"]
     assert json.loads(open_dataset(path)[3].source)["first_frame"] == 144
+
+
+@pytest.mark.parametrize(
+    ("fraction", "wanted"),
+    [
+        (0.125, [0, 0, 1, 1, 1, 1, 1, 1, 1]),
+        (0.5, [0, 0, 1, 2, 2, 2, 3, 4, 4]),
+        (0.9, [0, 0, 1, 2, 3, 4, 5, 6, 7]),
+        (0.0, [0] * 9),
+        (1.0, list(range(9))),
+    ],
+)
+def test_of_two_one_is_held_out_and_one_is_not(fraction, wanted):
+    assert [num_held_out(fraction, count) for count in range(9)] == wanted
+
+
+def splits_of(folder, tmp_path, cut=CUT):
+    """Import all drives below a folder, and return the splits of what was made."""
+    path = tmp_path / "splits.parquet"
+    path.unlink(missing_ok=True)
+    figures = run(ImportRun(path=path, source=Plain(folder=folder), cut=cut), tmp_path)
+    splits = [segment.split for segment in open_dataset(path)]
+    assert figures["held_out"] == splits.count("held_out")
+    return splits
+
+
+def test_something_is_held_out_where_there_are_two_segments(real, tmp_path, caplog):
+    drives = tmp_path / "drives"
+    real.write_plain(drives / "b", real.Drive(130))
+    short = replace(CUT, seconds=3.0)
+    with caplog.at_level(logging.WARNING):
+        assert splits_of(drives, tmp_path, short) == ["train", "held_out"]
+        # Neither the last drive nor the first can be used: both splits come from what can.
+        for name in ("a", "c"):
+            real.write_plain(drives / name, real.Drive(4))
+        assert splits_of(drives, tmp_path, short) == ["train", "held_out"]
+        assert "off-policy" not in caplog.text
+        assert splits_of(drives, tmp_path, replace(CUT, seconds=7.0)) == ["train"]
+    assert "none is held out: the off-policy error cannot be measured" in caplog.text
+
+
+def test_an_import_replaces_its_own_result_and_no_other(drives, tmp_path):
+    path = tmp_path / "drives.parquet"
+    config = ImportRun(path=path, source=Plain(folder=drives / "a"), cut=CUT)
+    run(config, tmp_path)
+    run(config, tmp_path)
+    kept = path.read_bytes()
+    for other in (
+        replace(config, source=Plain(folder=drives / "b")),
+        replace(config, source=Plain(folder=drives)),
+        replace(config, cut=replace(CUT, quality=50)),
+        replace(config, depth_from_motion=True),
+    ):
+        with pytest.raises(
+            ValueError, match=r"drives.parquet holds other drives, .* give another path=, or remove"
+        ):
+            run(other, tmp_path)
+    assert path.read_bytes() == kept
+    write_segments(path, [open_dataset(path)[0]])
+    with pytest.raises(ValueError, match="of unknown source, where this is drive import plain a"):
+        run(config, tmp_path)
+    path.write_bytes(kept[:1000])
+    with pytest.raises(ValueError, match=r"not a readable .* to import anew, give another path="):
+        run(config, tmp_path)
+    assert path.read_bytes() == kept[:1000]

@@ -409,6 +409,18 @@ def test_wrong_sizes_and_counts_are_named(scenes, sampler):
         EnvConfig(lane_change_margin=-1.0)
 
 
+def test_reset_refuses_options_that_it_would_ignore(scenes):
+    env = blank(scenes)
+    with pytest.raises(ValueError, match="reset has no option 'scene', 'speed'; known are scenes"):
+        env.reset(options={"scene": scenes, "speed": 3})
+    with pytest.raises(ValueError, match=r"'reset_mask'\] cannot be followed: all scenes of a"):
+        env.reset(options={"reset_mask": np.ones(4, bool)})
+    alone = DrivingEnv(Blank(), lambda rng: scenes[0], PLAIN)
+    with pytest.raises(ValueError, match="reset has no option 'Scenes'"):
+        alone.reset(options={"Scenes": scenes[:1]})
+    assert equal(env.reset(seed=1, options={})[0], env.reset(seed=1, options=None)[0])
+
+
 def test_sampler_config_is_what_the_environment_draws_from(synthetic_segment):
     config = SamplerConfig(num_steps=(5, 5), share_without_offset=1.0)
     env = DrivingVectorEnv(Blank(), SceneSampler([synthetic_segment], config), PLAIN, num_envs=4)

@@ -20,14 +20,31 @@ def test_missing_and_damaged_files_of_a_frame_are_named(drive):
     (drive / "oxts" / "data" / "0000000002.txt").unlink()
     (drive / "image_02" / "data" / "0000000001.png").unlink()
     (drive / "velodyne_points" / "data" / "0000000003.bin").write_bytes(b"123")
+    (drive / "velodyne_points" / "data" / "0000000002.bin").unlink()
     recording = opened(drive)
     assert recording.world_from_camera[2, 0, 0] != recording.world_from_camera[2, 0, 0]
     found = [f for f in recording.images([0, 1]) if isinstance(f, Fault)]
-    assert [(f.cause, f.first) for f in found] == [("missing image", 1)]
+    missing = drive / "image_02" / "data" / "0000000001.png"
+    assert [str(f) for f in found] == [f"{missing}: frame 1: missing image"]
     assert recording.depth is not None
-    scan = recording.depth(3)
-    assert isinstance(scan, Fault)
-    assert str(scan).endswith("0000000003.bin: frame 3: damaged scan")
+    for frame, said in ((2, "missing scan"), (3, "damaged scan")):
+        scan = recording.depth(frame)
+        assert isinstance(scan, Fault)
+        path = drive / "velodyne_points" / "data" / f"{frame:010d}.bin"
+        assert str(scan) == f"{path}: frame {frame}: {said}"
+
+
+def test_the_first_picture_may_be_damaged(real, drive):
+    (drive / "image_02" / "data" / "0000000000.png").unlink()
+    (drive / "image_02" / "data" / "0000000001.png").write_bytes(b"no picture")
+    recording = opened(drive)
+    assert (recording.optics.width, recording.optics.height) == (real.WIDTH, real.HEIGHT)
+    found = [f.cause if isinstance(f, Fault) else None for f in recording.images(range(4))]
+    assert found == ["missing image", "damaged image", None, None]
+    for path in (drive / "image_02" / "data").iterdir():
+        path.unlink()
+    with pytest.raises(RecordingError, match="data: no images"):
+        opened(drive)
 
 
 @pytest.mark.parametrize(

@@ -239,6 +239,31 @@ def test_a_damaged_picture_cuts_the_drive(real, tmp_path):
     assert 60 not in used(segments)
 
 
+@pytest.mark.parametrize("rate", [5.2 * 4, 4.7 * 4, 20.0])
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_drives_at_nearly_five_hertz_agree_with_themselves(real, written, rate, is_measured):
+    """Rows are read as if 0.2 s apart: time and velocity are those of a drive that is."""
+    truth = real.Drive(len(written), rate=rate)
+    wobble = 0.002 * np.sin(np.arange(len(written)))
+    velocity = truth.velocity if is_measured else None
+    segments, _ = causes(
+        replace(
+            written,
+            time=truth.time + wobble,
+            world_from_camera=truth.camera,
+            velocity=velocity,
+        )
+    )
+    assert segments
+    for segment in segments:
+        np.testing.assert_allclose(np.diff(segment.time), 0.2)
+        travelled = np.gradient(segment.position, segment.time, axis=0)
+        np.testing.assert_allclose(segment.velocity[1:-1], travelled[1:-1], atol=0.25)
+        speed = np.linalg.norm(segment.velocity, axis=1).mean()
+        assert speed == pytest.approx(10.0 * 20.0 / rate, rel=0.005)
+        assert json.loads(segment.source)["interval"] == pytest.approx(4 / rate, abs=2e-4)
+
+
 def test_frames_at_an_odd_rate_are_refused(written):
     segments, faults = causes(replace(written, time=np.arange(len(written)) / 7.0))
     assert not segments
